@@ -1,0 +1,135 @@
+"""Compile every Triton kernel offline, no GPU needed, and print what the compiler made of it.
+
+    python bench/compile_report.py [--json]
+
+One row a kernel, variant, pair of dtypes and target: registers a thread, spilled bytes, shared memory, and the widths of the
+loads from global memory in bytes (16 is the widest), read from the compiler's own artefacts (ptxas through the cubin, and PTX).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.pop("TRITON_INTERPRET", None)  # kernels decorated under it cannot be compiled
+
+import torch  # noqa: F401  (before triton, which looks for it)
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = (80, 90, 100, 120)
+POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
+INTEGER_POINTERS = {"label_ptr": "*i64", "count_out_ptr": "*i32", "token_out_ptr": "*i64"}
+FLOATS = ("mu_number", "log_alpha", "penalty", "eps", "inverse_temperature", "top_p")
+LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z0-9_:]+)*?(?:\.v(\d))?\.[bufs](\d+)\b")
+
+
+class Variant(NamedTuple):
+    """A kernel with values for all its constexpr parameters."""
+
+    kernel: object
+    name: str
+    constants: dict[str, object]
+
+
+def variants() -> list[Variant]:
+    """Every variant that `KERNEL_VARIANTS` of a module in `svdecode.kernels` lists, at a vocabulary of 128,256."""
+    found = []
+    folder = Path(importlib.import_module("svdecode.kernels").__file__).parent
+    for path in sorted(folder.glob("*.py")):
+        module = importlib.import_module(f"svdecode.kernels.{path.stem}")
+        for kernel, flags in getattr(module, "KERNEL_VARIANTS", ()):
+            for values in itertools.product(*flags.values()):
+                constants = dict(zip(flags, values, strict=True))
+                label = ",".join(f"{k.lower()}={int(v)}" for k, v in constants.items() if len(flags[k]) > 1)
+                found.append(Variant(kernel, f"{kernel.fn.__name__}[{label}]", constants))
+    return found
+
+
+def signature(kernel: object, constants: dict[str, object], pre: str, ft: str) -> tuple[dict, dict]:
+    """Types of all arguments by their names, and which of them are divisible by 16."""
+    types, aligned = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            types[name] = "constexpr"
+            continue
+        if name in ("pre_ptr", "ft_ptr"):
+            types[name] = POINTERS[pre if name == "pre_ptr" else ft]
+        elif name.endswith("_ptr"):
+            types[name] = INTEGER_POINTERS.get(name, "*fp32")
+        elif name in FLOATS:
+            types[name] = "fp32"
+        else:
+            types[name] = "i32"
+        if name.endswith("_ptr") or "stride" in name or name == "vocabulary":
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    return types, aligned
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, spilled (local) bytes and shared bytes as cuobjdump reads them off the cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
+    return {"registers": int(usage["REG"]), "spilled": int(usage["LOCAL"]) + int(usage["STACK"]), "shared": int(usage["SHARED"])}
+
+
+def compile_one(variant: Variant, pre: str, ft: str, target: int) -> dict[str, object]:
+    """Compile one variant and read the numbers off it."""
+    from svdecode.kernels.settings import NUM_WARPS
+
+    types, aligned = signature(variant.kernel, variant.constants, pre, ft)
+    constants = {(variant.kernel.arg_names.index(k),): v for k, v in variant.constants.items()}
+    source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": NUM_WARPS})
+    widths = collections.Counter(int(v or 1) * int(bits) // 8 for v, bits in LOAD.findall(compiled.asm["ptx"]))
+    usage = resources(compiled.asm["cubin"])
+    return {
+        "kernel": variant.name,
+        "dtypes": f"{pre}/{ft}",
+        "target": f"sm_{target}",
+        **usage,
+        "shared": max(usage["shared"], compiled.metadata.shared),
+        "loads": {str(width): count for width, count in sorted(widths.items(), reverse=True)},
+    }
+
+
+def main() -> None:
+    """Compile all and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    parser.add_argument("--targets", type=int, nargs="*", default=TARGETS)
+    parser.add_argument("--dtypes", nargs="*", default=["bf16/bf16", "fp32/fp32", "bf16/fp32"])
+    arguments = parser.parse_args()
+    jobs = list(itertools.product(variants(), arguments.dtypes, arguments.targets))
+    rows = []
+    for index, (variant, dtypes, target) in enumerate(jobs):
+        rows.append(compile_one(variant, *dtypes.split("/"), target))
+        print(f"\r{index + 1}/{len(jobs)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(rows))
+        return
+    print("| kernel | pre/ft | target | registers | spilled | shared | loads (bytes x count) |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        loads = ", ".join(f"{w} x {n}" for w, n in row["loads"].items())
+        print("| {kernel} | {dtypes} | {target} | {registers} | {spilled} | {shared} | ".format(**row) + f"{loads} |")
+
+
+if __name__ == "__main__":
+    main()

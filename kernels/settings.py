@@ -1,0 +1,29 @@
+"""Block sizes and warps of all kernels: one table, with its reasons.
+
+A row is cut into splits of `TILES * TILE` tokens, one program each, and a split into tiles. The numbers depend on nothing but
+V, so a row's sums are merged in the same order alone, in any batch, and in every run.
+
+- TILE = 1024: the unit that is read again when it holds a kept token. Peaked rows keep a few tokens, so 8 KB of bf16 pairs
+  a time; smaller tiles would cost more statistics (24 bytes a tile) than they save.
+- TILES = 4: a program's 4096 tokens are 32 per thread at 4 warps, which 16-byte loads cover with 4 (bf16) or 8 (fp32)
+  independent loads per input, enough in flight to hide memory latency, within 128 registers. V = 151,936 gives 38 programs
+  a row, and 8 rows fill the 132 processors of an H100 more than twice.
+- warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
+"""
+
+from __future__ import annotations
+
+TILE = 1024
+TILES = 4
+SPLIT = TILE * TILES
+NUM_WARPS = 4
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n: Triton's vectors have such lengths."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def splits(vocabulary: int) -> int:
+    """Programs a row, from V alone."""
+    return -(-vocabulary // SPLIT)

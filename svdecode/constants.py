@@ -1,0 +1,21 @@
+"""Defaults and names shared by every operator, defined once."""
+
+from __future__ import annotations
+
+import math
+
+ALPHA = 0.1
+"""Confidence threshold of the kept set (paper, Table 6 and appendix F.3)."""
+
+PENALTY = -math.inf
+"""lambda, added to tokens outside the kept set (paper, Table 6)."""
+
+EPS = 1e-12
+"""Guards the denominators of the optimal strength (paper, Eq. 41)."""
+
+IGNORE_INDEX = -100
+"""Label of positions that take no part, as in `torch.nn.functional.cross_entropy`."""
+
+KL, LOG_RATIO = "kl", "log_ratio"
+DIRECTIONS = (KL, LOG_RATIO)
+"""`kl`: delta = p * c, the paper's steering vector. `log_ratio`: delta = c, contrastive decoding and its kin."""

@@ -1,0 +1,145 @@
+"""Every check of an argument, in one place: the kernels behind them check nothing.
+
+A wrong type raises TypeError, a wrong value ValueError; both name the argument and show what was given.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from svdecode.constants import DIRECTIONS, IGNORE_INDEX
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """Return `value` if it is a tensor, else raise TypeError naming it."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def check_logits(logits_pre: Tensor, logits_ft: Tensor) -> None:
+    """Both (..., V) floating-point, of one shape, on one device."""
+    for name, logits in (("logits_pre", logits_pre), ("logits_ft", logits_ft)):
+        check_tensor(name, logits)
+        if logits.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"{name} must be float32, bfloat16, float16 or float64, got {logits.dtype}")
+        if logits.dim() == 0 or logits.shape[-1] == 0:
+            raise ValueError(f"{name} needs a vocabulary as its last dimension, got shape {tuple(logits.shape)}")
+    if logits_pre.shape[-1] != logits_ft.shape[-1]:
+        raise ValueError(
+            f"logits_pre and logits_ft have different vocabularies: {logits_pre.shape[-1]} and {logits_ft.shape[-1]}"
+        )
+    if logits_pre.shape != logits_ft.shape:
+        raise ValueError(
+            f"logits_pre and logits_ft differ in shape: {tuple(logits_pre.shape)} and {tuple(logits_ft.shape)}"
+        )
+    if logits_pre.device != logits_ft.device:
+        raise ValueError(f"logits_pre and logits_ft are on different devices: {logits_pre.device}, {logits_ft.device}")
+
+
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a float if it is a number in [low, high] (infinite only where a bound is), else raise."""
+    if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat | torch.SymInt):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    return value
+
+
+def check_finite(name: str, value: object) -> float:
+    """Return `value` if it is a finite number, else raise."""
+    value = check_number(name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
+
+
+def check_settings(alpha: object, direction: object, penalty: object = 0.0, eps: object = 0.0) -> None:
+    """The settings that every operator shares: alpha in [0, 1], penalty <= 0, eps >= 0, a known direction."""
+    check_number("alpha", alpha, 0.0, 1.0)
+    check_number("penalty", penalty, -math.inf, 0.0)
+    check_number("eps", eps, 0.0)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+
+
+def check_labels(labels: object, logits: Tensor) -> None:
+    """(...) integer tensor with the leading dimensions and device of `logits`."""
+    labels = check_tensor("labels", labels)
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"labels must be int64 or int32, got {labels.dtype}")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+    if labels.device != logits.device:
+        raise ValueError(f"labels and logits are on different devices: {labels.device} and {logits.device}")
+
+
+def check_label_range(labels: Tensor, vocabulary: int) -> None:
+    """Labels in [0, vocabulary) or IGNORE_INDEX. On a GPU this is left out: it would make the host wait for every call.
+
+    There an out-of-range label gives NaN in its row and never an illegal access.
+    """
+    if labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    used = labels[labels != IGNORE_INDEX]
+    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < vocabulary:
+        raise ValueError(
+            f"labels must be in [0, {vocabulary}) or {IGNORE_INDEX}, got values from {used.min()} to {used.max()}"
+        )
+
+
+def check_strength(mu: object, logits: Tensor) -> Tensor:
+    """Return mu as a tensor that broadcasts to the rows of `logits`. A number becomes a 0-dim CPU tensor."""
+    if not isinstance(mu, Tensor):
+        return torch.scalar_tensor(check_finite("mu", mu), dtype=torch.float64)
+    if not mu.dtype.is_floating_point:
+        raise ValueError(f"mu must be a floating-point tensor, got {mu.dtype}")
+    if mu.dim() and mu.device != logits.device:
+        raise ValueError(f"mu and logits are on different devices: {mu.device} and {logits.device}")
+    rows = logits.shape[:-1]
+    trailing = rows[len(rows) - mu.dim() :]
+    if mu.dim() > len(rows) or any(m not in (1, r) for m, r in zip(mu.shape, trailing, strict=True)):
+        raise ValueError(f"mu must broadcast to the rows {tuple(rows)}, got shape {tuple(mu.shape)}")
+    return mu
+
+
+def check_strengths(mu: object, logits: Tensor) -> Tensor:
+    """Return the (M,) strengths of `steered_nll` as a tensor on the device of `logits`."""
+    mu = check_tensor("mu", mu)
+    if mu.dim() != 1 or not mu.dtype.is_floating_point:
+        raise ValueError(f"mu must be a (M,) floating-point tensor, got {mu.dtype} of shape {tuple(mu.shape)}")
+    if mu.device != logits.device:
+        raise ValueError(f"mu and logits are on different devices: {mu.device} and {logits.device}")
+    return mu
+
+
+def check_out(out: object, logits: Tensor) -> Tensor:
+    """(..., V) float32 on the device of `logits`, last dimension contiguous, sharing no memory between rows."""
+    out = check_tensor("out", out)
+    if out.shape != logits.shape or out.dtype != torch.float32 or out.device != logits.device:
+        raise ValueError(
+            f"out must be float32 of shape {tuple(logits.shape)} on {logits.device}, "
+            f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+        )
+    if out.stride(-1) != 1 and out.shape[-1] > 1:
+        raise ValueError(f"out must be contiguous in its last dimension, got strides {out.stride()}")
+    return out
+
+
+def check_sampling(temperature: object, top_k: object, top_p: object) -> None:
+    """temperature >= 0, top_k a positive integer or None, top_p in (0, 1] or None."""
+    if check_finite("temperature", temperature) < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None:
+        if isinstance(top_k, bool) or not isinstance(top_k, int):
+            raise TypeError(f"top_k must be an integer or None, got {type(top_k).__name__}")
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and check_number("top_p", top_p, 0.0, 1.0) == 0:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
