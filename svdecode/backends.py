@@ -12,6 +12,7 @@ import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "SVDECODE_BACKEND"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class Backend(NamedTuple):
@@ -29,15 +30,15 @@ def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@functools.cache
-def _triton(interpreted: bool) -> Backend:
-    if importlib.util.find_spec("triton") is None:
-        return Backend(False, "the package triton is not installed")
-    if interpreted:
-        return Backend(True, "interpreted (TRITON_INTERPRET=1), for tests")
-    if not torch.cuda.is_available():
-        return Backend(False, "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels slowly on a CPU, for tests)")
-    return Backend(True, torch.cuda.get_device_name())
+def _missing(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    if name in ("cpu", "cuda"):
+        return "this version has no compiled operators yet"
+    if name == "triton" and not _HAS_TRITON:
+        return "the package triton is not installed"
+    if name == "triton" and not triton_is_interpreted() and not torch.cuda.is_available():
+        return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels slowly on a CPU, for tests)"
+    return None
 
 
 def backends() -> dict[str, Backend]:
@@ -46,20 +47,22 @@ def backends() -> dict[str, Backend]:
     `reference` is plain PyTorch (any device, also float64), `triton` the fused Triton kernels, `cpu` and `cuda` the
     compiled C++ and CUDA C++ operators.
     """
-    missing = "this version has no compiled operators yet"
-    return {
-        "reference": Backend(True, "plain PyTorch"),
-        "cpu": Backend(False, missing),
-        "triton": _triton(triton_is_interpreted()),
-        "cuda": Backend(False, missing),
+    interpreted = triton_is_interpreted()
+    runs_on = {
+        "reference": lambda: "plain PyTorch",
+        "triton": lambda: "interpreted (TRITON_INTERPRET=1)" if interpreted else torch.cuda.get_device_name(),
     }
+    missing = {name: _missing(name) for name in NAMES}
+    return {name: Backend(why is None, why or runs_on[name]()) for name, why in missing.items()}
 
 
 @functools.cache
 def implementation(name: str, operator: str) -> Callable:
     """The function that computes an operator on a backend; its module is imported on first use."""
     if name == "triton":
-        return getattr(importlib.import_module("svdecode.kernels"), operator)
+        kernels = importlib.import_module("svdecode.kernels")
+        if hasattr(kernels, operator):
+            return getattr(kernels, operator)
     part = "reference_backward" if operator.endswith("_backward") else "reference"
     return getattr(importlib.import_module(f"svdecode.{part}"), operator)
 
@@ -72,13 +75,12 @@ def choose(backend: object, device: torch.device, dtypes: tuple[torch.dtype, ...
         wanted = os.environ.get(ENVIRONMENT_VARIABLE) or ("triton" if device.type == "cuda" else "reference")
         if wanted not in NAMES:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} must be one of {', '.join(NAMES)}, got {wanted!r}")
-        usable = not has_float64 and backends()[wanted].available and _runs_on(wanted, device)
-        return wanted if usable else "reference"
+        return wanted if _runs_on(wanted, device) and not has_float64 else "reference"
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {backend!r}")
-    found = backends()[backend]
-    if not found.available:
-        raise ValueError(f"backend={backend!r} is not available: {found.reason}")
+    why = _missing(backend)
+    if why is not None:
+        raise ValueError(f"backend={backend!r} is not available: {why}")
     if backend != "reference" and has_float64:
         raise ValueError(f"backend={backend!r} takes float32, bfloat16 and float16; float64 is for 'reference'")
     if not _runs_on(backend, device):
@@ -88,5 +90,5 @@ def choose(backend: object, device: torch.device, dtypes: tuple[torch.dtype, ...
 
 def _runs_on(name: str, device: torch.device) -> bool:
     if name == "triton":
-        return device.type == "cuda" or (device.type == "cpu" and triton_is_interpreted())
-    return name == "reference" or name == {"cpu": "cpu", "cuda": "cuda"}.get(device.type)
+        return _HAS_TRITON and (device.type == "cuda" or (device.type == "cpu" and triton_is_interpreted()))
+    return name == "reference"

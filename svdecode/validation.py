@@ -97,6 +97,9 @@ def check_label_range(labels: Tensor, vocabulary: int) -> None:
 def check_strength(mu: object, logits: Tensor) -> Tensor:
     """Return mu as a tensor that broadcasts to the rows of `logits`. A number becomes a 0-dim CPU tensor."""
     if not isinstance(mu, Tensor):
+        if torch.compiler.is_compiling():
+            # A product is what torch.compile turns into a graph input; it would take scalar_tensor's for a constant.
+            return torch.ones((), dtype=torch.float64) * mu
         return torch.scalar_tensor(check_finite("mu", mu), dtype=torch.float64)
     if not mu.dtype.is_floating_point:
         raise ValueError(f"mu must be a floating-point tensor, got {mu.dtype}")
@@ -127,6 +130,8 @@ def check_out(out: object, logits: Tensor) -> Tensor:
             f"out must be float32 of shape {tuple(logits.shape)} on {logits.device}, "
             f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
         )
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(f"rows of out must not share memory, got strides {out.stride()} for shape {tuple(out.shape)}")
     if out.stride(-1) != 1 and out.shape[-1] > 1:
         raise ValueError(f"out must be contiguous in its last dimension, got strides {out.stride()}")
     return out
