@@ -43,6 +43,8 @@ def test_opcheck(operator, backend):
 
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_compile_full_graph_once_for_all_rows_and_strengths(as_tensor):
+    torch._dynamo.reset()
+
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def step(pre, ft, mu):
         out = svdecode.fused_steer(pre * 1.0, ft, mu, penalty=-1.0)

@@ -1,0 +1,193 @@
+"""Calibration: estimators against dense grids and their definitions, the file beside the adapter, data in every form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rows import kept_labels, model_rows
+from tiny import left_padded, tiny_llama, tiny_lora, two_model_logits
+
+import svdecode
+from svdecode.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
+
+ALPHA = 0.05
+
+
+@pytest.fixture(scope="module")
+def lora():
+    return tiny_lora()
+
+
+def batches(count=3):
+    torch.manual_seed(2)
+    out = []
+    for _ in range(count):
+        ids = torch.randint(3, 97, (4, 10))
+        labels = ids.clone()
+        labels[:, :4] = -100
+        out.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    return out
+
+
+def logits_and_labels(lora, data):
+    pre, ft, labels = [], [], []
+    for batch in data:
+        a, z = two_model_logits(lora, batch["input_ids"], batch["attention_mask"])
+        used = batch["labels"][:, 1:] != -100
+        pre.append(a[:, :-1][used])
+        ft.append(z[:, :-1][used])
+        labels.append(batch["labels"][:, 1:][used])
+    return torch.cat(pre), torch.cat(ft), torch.cat(labels)
+
+
+@pytest.mark.parametrize("direction", ["kl", "log_ratio"])
+def test_calibrate_equals_the_definitions(lora, direction):
+    data = batches()
+    cal = svdecode.calibrate(lora, data, alpha=ALPHA, direction=direction, progress=False)
+    pre, ft, labels = logits_and_labels(lora, data)
+    settings = dict(alpha=ALPHA, direction=direction)
+    out = svdecode.fused_steer(pre.double(), ft.double(), 1.0, labels=labels, **settings)
+    assert cal.num_tokens == len(labels) == 3 * 4 * 6
+    n, d, h = out.moments.unbind(-1)
+    ordered = out.mu_star.sort().values
+    expected = {
+        "mean": out.mu_star.mean(),
+        "median": out.mu_star.median(),
+        "trimmed": ordered[7:-7].mean(),
+        "ratio": n.sum() / d.sum(),
+        "newton": n.sum() / h.sum(),
+    }
+    for name, value in expected.items():
+        assert cal.estimates[name] == pytest.approx(value.item(), rel=1e-3), name
+    assert cal.mean_kl == pytest.approx(out.kl.mean().item(), rel=1e-4)
+    assert cal.kept == pytest.approx(out.num_kept.double().mean().item())
+    covered = svdecode.steered_nll(pre.double(), ft.double(), labels, pre.new_zeros(1).double(), **settings).isfinite()
+    assert 0 < cal.coverage < 1
+    assert cal.coverage == pytest.approx(covered.double().mean().item())
+
+    grid = torch.linspace(cal.estimates["exact"] - 2, cal.estimates["exact"] + 2, 401, dtype=torch.float64)
+    nll = svdecode.steered_nll(pre.double(), ft.double(), labels, grid, **settings)[covered.squeeze(-1)].mean(0)
+    torch.testing.assert_close(cal.curve(grid), nll, rtol=1e-4, atol=1e-5)
+    assert grid[nll.argmin()].item() == pytest.approx(cal.estimates["exact"], abs=0.011)
+    assert cal.mu == cal.estimates["exact"]
+
+
+def statistics(pre, ft, labels, alpha=0.1):
+    """Token statistics of rows, through the function that calibration uses."""
+    from types import SimpleNamespace
+
+    from svdecode.calibration import token_statistics
+
+    steered = SimpleNamespace(
+        device=pre.device,
+        pair_logits=lambda **_: (
+            torch.cat([pre, pre[:1]])[None],
+            torch.cat([ft, ft[:1]])[None],
+            None,
+        ),
+    )
+    shifted = torch.cat([torch.tensor([-100]), labels])[None]
+    return token_statistics(steered, {"input_ids": shifted, "labels": shifted}, alpha, "kl")
+
+
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), alpha=st.sampled_from([0.0, 0.02, 0.3]))
+def test_exact_is_the_minimum(seed, rows, alpha):
+    torch.manual_seed(seed)
+    pre, ft = model_rows(rows, 30, dtype=torch.float32, spread=1.5)
+    labels = torch.where(torch.rand(rows) < 0.5, ft.argmax(-1), torch.randint(30, (rows,)))
+    tokens = statistics(pre, ft, labels, alpha)
+    if tokens.coverage == 0:
+        return
+    best = ESTIMATORS["exact"](tokens)
+    assert abs(best) <= MAX_STRENGTH
+    value, slope, curvature = tokens.derivatives(best)
+    if abs(best) < MAX_STRENGTH:
+        assert abs(slope) < 1e-6 * max(1.0, curvature)
+    for other in torch.linspace(best - 5, best + 5, 41).tolist():
+        if abs(other) <= MAX_STRENGTH:
+            assert tokens.derivatives(other)[0] >= value - 1e-9
+    numeric = (tokens.derivatives(0.5 + 1e-5)[0] - tokens.derivatives(0.5 - 1e-5)[0]) / 2e-5
+    assert tokens.derivatives(0.5)[1] == pytest.approx(numeric, abs=1e-6)
+
+
+def test_batches_join_to_the_whole():
+    pre, ft = model_rows(12, 30, dtype=torch.float32, spread=1.0)
+    labels = kept_labels(ft)
+    whole = statistics(pre, ft, labels)
+    parts = [statistics(pre[i : i + 5], ft[i : i + 5], labels[i : i + 5]) for i in (0, 5, 10)]
+    joined = TokenStatistics.concatenate(parts)
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(joined, name), value), name
+
+
+def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monkeypatch):
+    monkeypatch.setattr("svdecode.calibration._SAVED", {}, raising=True)
+    cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, estimator="newton", progress=False)
+    assert cal.mu == cal.estimates["newton"]
+    with pytest.raises(ValueError, match="mu is missing"):
+        svdecode.steer(lora)
+    lora.save_pretrained(tmp_path)
+    cal.save_pretrained(tmp_path)
+    assert {"adapter_config.json", "svdecode.json"} <= {p.name for p in tmp_path.iterdir()}
+    loaded = svdecode.Calibration.from_pretrained(tmp_path)
+    assert (loaded.mu, loaded.estimates, loaded.coverage) == (cal.mu, cal.estimates, cal.coverage)
+    assert torch.equal(loaded.curve([0.0, 1.0]), cal.curve([0.0, 1.0]))
+
+    from peft import PeftModel
+
+    again = PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    assert svdecode.steer(again).mu == cal.mu
+    assert svdecode.steer(again, mu=loaded).mu == cal.mu
+    assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not a calibration"), ("{}", "schema"), ('{"schema": 9}', "schema 9"), ('{"schema": 1}', "not a calibration")],
+)
+def test_damaged_files_are_refused(tmp_path, content, words):
+    with pytest.raises(ValueError, match="svdecode.json is missing"):
+        svdecode.Calibration.from_pretrained(tmp_path)
+    (tmp_path / "svdecode.json").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        svdecode.Calibration.from_pretrained(tmp_path)
+
+
+def test_plot(lora, tmp_path):
+    cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, progress=False)
+    cal.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_calibrate_refuses(lora):
+    ids, mask = left_padded()
+    unlabelled = [{"input_ids": ids, "attention_mask": mask, "labels": torch.full_like(ids, -100)}]
+    with pytest.raises(ValueError, match="no labelled token"):
+        svdecode.calibrate(lora, unlabelled, progress=False)
+    with pytest.raises(ValueError, match="data is empty"):
+        svdecode.calibrate(lora, [], progress=False)
+    with pytest.raises(ValueError, match=r"data\[0\] must be a mapping"):
+        svdecode.calibrate(lora, ["text"], progress=False)
+    with pytest.raises(ValueError, match="tokenizer is needed"):
+        svdecode.calibrate(lora, [{"prompt": "a", "completion": "b"}], progress=False)
+    with pytest.raises(TypeError, match="data must be"):
+        svdecode.calibrate(lora, "file.jsonl", progress=False)
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        svdecode.calibrate(lora, batches(), estimator="best", progress=False)
+    with pytest.raises(ValueError, match="alpha"):
+        svdecode.calibrate(lora, batches(), alpha=2.0, progress=False)
+    with pytest.raises(ValueError, match="needs input_ids and labels"):
+        svdecode.calibrate(lora, iter([{"input_ids": ids}]), progress=False)
+
+
+def test_no_gold_token_inside_the_kept_set(lora):
+    ids = torch.randint(3, 97, (2, 6))
+    with torch.no_grad():
+        worst = lora(input_ids=ids).logits.argmin(-1)
+    labels = torch.cat([torch.full((2, 1), -100), worst[:, :-1]], 1)
+    with pytest.raises(ValueError, match="no gold token is inside the kept set"):
+        svdecode.calibrate(lora, [{"input_ids": ids, "labels": labels}], progress=False)
