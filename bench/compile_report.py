@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what the kernels run with; unset, triton 3.9 warns
 os.environ.pop("TRITON_INTERPRET", None)  # kernels decorated under it cannot be compiled
 
 import torch  # noqa: F401  (before triton, which looks for it)
@@ -36,11 +37,12 @@ LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z0-9_:]+)*?(?:\.v(\d))?\.[bufs](\d+)\b"
 
 
 class Variant(NamedTuple):
-    """A kernel with values for all its constexpr parameters."""
+    """A kernel with values for all its constexpr parameters, and how many tensors' strides its `layout` carries."""
 
     kernel: object
     name: str
     constants: dict[str, object]
+    tensors: int
 
 
 def variants() -> list[Variant]:
@@ -49,31 +51,32 @@ def variants() -> list[Variant]:
     folder = Path(importlib.import_module("svdecode.kernels").__file__).parent
     for path in sorted(folder.glob("*.py")):
         module = importlib.import_module(f"svdecode.kernels.{path.stem}")
-        for kernel, flags in getattr(module, "KERNEL_VARIANTS", ()):
+        for kernel, flags, tensors in getattr(module, "KERNEL_VARIANTS", ()):
             for values in itertools.product(*flags.values()):
                 constants = dict(zip(flags, values, strict=True))
                 label = ",".join(f"{k.lower()}={int(v)}" for k, v in constants.items() if len(flags[k]) > 1)
-                found.append(Variant(kernel, f"{kernel.fn.__name__}[{label}]", constants))
+                found.append(Variant(kernel, f"{kernel.fn.__name__}[{label}]", constants, tensors))
     return found
 
 
-def signature(kernel: object, constants: dict[str, object], pre: str, ft: str) -> tuple[dict, dict]:
-    """Types of all arguments by their names, and which of them are divisible by 16."""
+def signature(variant: Variant, pre: str, ft: str) -> tuple[dict, dict]:
+    """Types of all arguments by their names, and which of them are divisible by 16, as contiguous logits make them."""
     types, aligned = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
+    divisible = [["tt.divisibility", 16]]
+    for index, name in enumerate(variant.kernel.arg_names):
+        if name in variant.constants:
             types[name] = "constexpr"
-            continue
-        if name in ("pre_ptr", "ft_ptr"):
-            types[name] = POINTERS[pre if name == "pre_ptr" else ft]
+        elif name == "layout":
+            types[name] = (("i32",) * 2, *(("i32",) * 3 for _ in range(variant.tensors)))
+            aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
         elif name.endswith("_ptr"):
-            types[name] = INTEGER_POINTERS.get(name, "*fp32")
-        elif name in FLOATS:
-            types[name] = "fp32"
+            inputs = {"pre_ptr": POINTERS[pre], "ft_ptr": POINTERS[ft]}
+            types[name] = {**INTEGER_POINTERS, **inputs}.get(name, "*fp32")
+            aligned[(index,)] = divisible
         else:
-            types[name] = "i32"
-        if name.endswith("_ptr") or "stride" in name or name == "vocabulary":
-            aligned[(index,)] = [["tt.divisibility", 16]]
+            types[name] = "fp32" if name in FLOATS else "i32"
+            if name == "vocabulary":
+                aligned[(index,)] = divisible
     return types, aligned
 
 
@@ -85,17 +88,21 @@ def resources(cubin: bytes) -> dict[str, int]:
         file.flush()
         text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
-    return {"registers": int(usage["REG"]), "spilled": int(usage["LOCAL"]) + int(usage["STACK"]), "shared": int(usage["SHARED"])}
+    return {
+        "registers": int(usage["REG"]),
+        "spilled": int(usage["LOCAL"]) + int(usage["STACK"]),
+        "shared": int(usage["SHARED"]),
+    }
 
 
 def compile_one(variant: Variant, pre: str, ft: str, target: int) -> dict[str, object]:
     """Compile one variant and read the numbers off it."""
-    from svdecode.kernels.settings import NUM_WARPS
+    from svdecode.kernels.settings import LAUNCH
 
-    types, aligned = signature(variant.kernel, variant.constants, pre, ft)
+    types, aligned = signature(variant, pre, ft)
     constants = {(variant.kernel.arg_names.index(k),): v for k, v in variant.constants.items()}
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": NUM_WARPS})
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
     widths = collections.Counter(int(v or 1) * int(bits) // 8 for v, bits in LOAD.findall(compiled.asm["ptx"]))
     usage = resources(compiled.asm["cubin"])
     return {

@@ -22,24 +22,17 @@ import triton.language as tl
 
 NEG_INF = tl.constexpr(float("-inf"))
 
-# Fields of the per-tile statistics and of the per-split kept sums.
+# Fields of a split's statistics, of its tiles', of its kept sums, and of a row (what the backward needs again).
 MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL, LOST = (tl.constexpr(i) for i in range(7))
-TILE_FIELDS = tl.constexpr(7)
-COUNT, OUTSIDE, MEAN, SQUARES, WEIGHTED_SQUARES, STEERED_MAX, STEERED_TOTAL = (tl.constexpr(i) for i in range(7))
-ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE = (tl.constexpr(i) for i in range(7, 10))  # the row's own, for the pass that follows
-KEPT_FIELDS = tl.constexpr(10)
+SPLIT_FIELDS = tl.constexpr(7)
+TILE_MAX, TILE_TOTAL = (tl.constexpr(i) for i in range(2))
+TILE_FIELDS = tl.constexpr(2)
 
 
 @triton.jit
 def finite_or_zero(x):
     """x with -inf replaced by 0, to subtract or to multiply safely; NaN and +inf stay."""
     return tl.where(x == NEG_INF, 0.0, x)
-
-
-@triton.jit
-def top_pre(z, a, maximum, AXIS: tl.constexpr):
-    """a of the tokens that reach the maximum, the largest of them; 0 (any number would do) where that is -inf."""
-    return finite_or_zero(tl.max(tl.where(z == maximum, a, NEG_INF), AXIS))
 
 
 @triton.jit
@@ -75,15 +68,9 @@ def add_totals(max1, total1, max2, total2):
 @triton.jit
 def merge_differences(maxima, totals, pre_tops, weighted, common, total):
     """(pre_top, centre) of a vector of pieces: a of the top token, and centre = <p, d> - d_top."""
-    pre_top = top_pre(maxima, pre_tops, common, 0)
+    pre_top = tl.max(tl.where(maxima == common, pre_tops, NEG_INF), 0)
     offset = finite_or_zero(maxima - finite_or_zero(common)) - (pre_tops - pre_top)
     return pre_top, tl.sum((weighted + totals * offset) * scale_to(maxima, common), 0) / total
-
-
-@triton.jit
-def log_total(maximum, total):
-    """lse = max + log(total)."""
-    return maximum + tl.log(total)
 
 
 @triton.jit
@@ -93,11 +80,12 @@ def is_valid(total, centre, pre_max):
 
 
 @triton.jit
-def steering(z, a, maximum, total, pre_top, centre, KL_DIRECTION: tl.constexpr):
-    """(u, p, delta) of tokens: u = z - max, p = e^u / total, delta = p * c or c, where c = (d - d_top) - centre.
+def steering(z, a, row, KL_DIRECTION: tl.constexpr):
+    """(u, p, c, delta) of tokens of a row (maximum, total, pre_top, centre).
 
-    `centre` = <p, d> - d_top. c is 0 for tokens that either model excludes.
+    u = z - max, p = e^u / total, c = (d - d_top) - centre, 0 for tokens that either model excludes; delta = p * c or c.
     """
+    maximum, total, pre_top, centre = row
     u = z - maximum
     p = tl.exp(u) / total
     c = tl.where((z == NEG_INF) | (a == NEG_INF), 0.0, u - (a - pre_top) - centre)
@@ -105,7 +93,18 @@ def steering(z, a, maximum, total, pre_top, centre, KL_DIRECTION: tl.constexpr):
         delta = p * c
     else:
         delta = c
-    return u, p, delta
+    return u, p, c, delta
+
+
+@triton.jit
+def top_delta(row, KL_DIRECTION: tl.constexpr):
+    """delta of the row's top token, where p = 1 / total and c = -centre."""
+    _maximum, total, _pre_top, centre = row
+    if KL_DIRECTION:
+        delta = -centre / total
+    else:
+        delta = -centre
+    return delta
 
 
 @triton.jit
@@ -118,7 +117,7 @@ def steered(u, delta, keep, mu, shift):
 def shift_outside(mu, penalty, DROP: tl.constexpr):
     """|mu| * penalty, and -inf where the penalty is -inf, whatever mu is."""
     if DROP:
-        shift = NEG_INF
+        shift = mu * 0 + NEG_INF
     else:
         shift = tl.abs(mu) * penalty
     return shift

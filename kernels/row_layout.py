@@ -6,8 +6,6 @@ expression addresses slices such as logits[:, :-1], transposed batches and expan
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -16,36 +14,29 @@ from torch import Tensor
 LEVELS = 3
 
 
-class RowLayout(NamedTuple):
-    """Arguments that `row_start` needs: the sizes of the two inner levels and three strides a tensor."""
+class RowLayout:
+    """Sizes of the two inner levels, and three strides for each tensor, as the tuples that `row_start` takes."""
 
-    sizes: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
+    def __init__(self, *tensors: Tensor) -> None:
+        """Lay out tensors of one (..., V) shape.
 
-    @property
-    def arguments(self) -> tuple[int, ...]:
-        """All of it in the order in which the kernels take it."""
-        return (*self.sizes, *(stride for strides in self.strides for stride in strides))
+        Copies are made only where a last dimension is not contiguous or more than three leading dimensions cannot be merged.
+        """
+        laid_out = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+        levels = _merge(laid_out)
+        if len(levels) > LEVELS:
+            laid_out = [x.contiguous() for x in laid_out]
+            levels = _merge(laid_out)
+        levels = [(1, *(0,) * len(laid_out))] * (LEVELS - len(levels)) + levels
+        sizes, *strides = zip(*levels, strict=True)
+        self.tensors = laid_out
+        self.sizes = sizes[1:]
+        self.strides = tuple(strides)
 
-    @property
-    def pair_arguments(self) -> tuple[int, ...]:
-        """The same for the two inputs alone."""
-        return (*self.sizes, *self.strides[0], *self.strides[1])
-
-
-def row_layout(*tensors: Tensor) -> tuple[list[Tensor], RowLayout]:
-    """The tensors, all of one (..., V) shape, and the layout of their common rows.
-
-    Copies are made only where a last dimension is not contiguous or where more than three leading dimensions cannot be merged.
-    """
-    tensors = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
-    levels = _merge(tensors)
-    if len(levels) > LEVELS:
-        tensors = [x.contiguous() for x in tensors]
-        levels = _merge(tensors)
-    levels = [(1, *(0,) * len(tensors))] * (LEVELS - len(levels)) + levels
-    sizes, *strides = zip(*levels, strict=True)
-    return tensors, RowLayout(sizes[1:], tuple(strides))
+    def of(self, *tensors: Tensor) -> tuple[tuple[int, ...], ...]:
+        """The kernel argument for some of the tensors: sizes, then the strides of each."""
+        found = (next(i for i, x in enumerate(self.tensors) if x is tensor) for tensor in tensors)
+        return (self.sizes, *(self.strides[i] for i in found))
 
 
 def _merge(tensors: list[Tensor]) -> list[tuple[int, ...]]:
@@ -68,9 +59,9 @@ def on_device_of(tensor: Tensor) -> torch.cuda.device:
 
 
 @triton.jit
-def row_start(row, size1, size2, stride0, stride1, stride2):
+def row_start(row, sizes, strides):
     """Offset in elements of a row, in 64 bits: rows * V passes 2^31 at 16,384 rows of 131,072 tokens."""
-    level2 = row % size2
-    level1 = (row // size2) % size1
-    level0 = row // (size1 * size2)
-    return level0.to(tl.int64) * stride0 + level1.to(tl.int64) * stride1 + level2.to(tl.int64) * stride2
+    level2 = row % sizes[1]
+    level1 = (row // sizes[1]) % sizes[0]
+    level0 = row // (sizes[0] * sizes[1])
+    return level0.to(tl.int64) * strides[0] + level1.to(tl.int64) * strides[1] + level2.to(tl.int64) * strides[2]

@@ -8,6 +8,9 @@ V, so a row's sums are merged in the same order alone, in any batch, and in ever
 - TILES = 4: a program's 4096 tokens are 32 per thread at 4 warps, which 16-byte loads cover with 4 (bf16) or 8 (fp32)
   independent loads per input, enough in flight to hide memory latency, within 128 registers. V = 151,936 gives 38 programs
   a row, and 8 rows fill the 132 processors of an H100 more than twice.
+- STRENGTHS = 4: `steered_nll` evaluates so many strengths on a tile that it holds in registers (32 values a thread).
+- maxnreg = 168: three programs of 128 threads fit on a processor's 65,536 registers, 48 KB of loads in flight. Left to itself
+  the assembler aims at more programs for the small kernels and spills a few bytes to get there.
 - warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
 """
 
@@ -16,7 +19,8 @@ from __future__ import annotations
 TILE = 1024
 TILES = 4
 SPLIT = TILE * TILES
-NUM_WARPS = 4
+STRENGTHS = 4
+LAUNCH = {"num_warps": 4, "maxnreg": 168}
 
 
 def next_power_of_2(n: int) -> int:

@@ -21,7 +21,9 @@ def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
-        raise TypeError(f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}")
+        raise TypeError(
+            f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"
+        )
     return model
 
 
@@ -116,7 +118,8 @@ def adapter_fingerprint(model: object) -> str | None:
     if not isinstance(model, PeftModel):
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(get_peft_model_state_dict(model).items()):
+    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

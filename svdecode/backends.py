@@ -60,9 +60,7 @@ def backends() -> dict[str, Backend]:
 def implementation(name: str, operator: str) -> Callable:
     """The function that computes an operator on a backend; its module is imported on first use."""
     if name == "triton":
-        kernels = importlib.import_module("svdecode.kernels")
-        if hasattr(kernels, operator):
-            return getattr(kernels, operator)
+        return getattr(importlib.import_module("svdecode.kernels"), operator)
     part = "reference_backward" if operator.endswith("_backward") else "reference"
     return getattr(importlib.import_module(f"svdecode.{part}"), operator)
 

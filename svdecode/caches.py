@@ -67,7 +67,9 @@ def _extended(behaviour: type, kind: type) -> type:
 
 def _check_empty(cache: Cache) -> None:
     if cache.get_seq_length() > 0:
-        raise ValueError("past_key_values holds tokens of one model only: start from an empty cache, or from a steered one")
+        raise ValueError(
+            "past_key_values holds tokens of one model only: start from an empty cache, or from a steered one"
+        )
 
 
 def pair_rows(cache: Cache) -> Cache:

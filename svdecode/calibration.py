@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from svdecode import validation
 from svdecode.constants import ALPHA, DIRECTIONS, IGNORE_INDEX, KL
 from svdecode.data import batches
 from svdecode.estimators import ESTIMATORS, TokenStatistics
+from svdecode.files import write_atomically
 from svdecode.ops import fused_steer, steering_vector
 
 FILE_NAME = "svdecode.json"
@@ -99,11 +98,10 @@ class Calibration:
         from safetensors.torch import save
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         values = {name: value for name, value in self.__dict__.items() if name != "tokens"}
         if self.tokens is not None:
-            _write(folder / TOKENS_NAME, save(dict(asdict(self.tokens))))
-        _write(folder / FILE_NAME, json.dumps({"schema": SCHEMA, **values}, indent=2).encode())
+            write_atomically(folder / TOKENS_NAME, save(dict(asdict(self.tokens))))
+        write_atomically(folder / FILE_NAME, json.dumps({"schema": SCHEMA, **values}, indent=2).encode())
         self._remember()
 
     @classmethod
@@ -136,13 +134,6 @@ class Calibration:
             _SAVED[self.adapter] = self
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader, or an interrupted writer, never sees half of it."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
-
-
 def saved_calibration(model: object) -> Calibration:
     """The calibration that was saved or loaded for the model's adapter in this process; ValueError where there is none."""
     from svdecode.adapters import adapter_fingerprint
@@ -156,7 +147,6 @@ def saved_calibration(model: object) -> Calibration:
     return _SAVED[fingerprint]
 
 
-@torch.inference_mode()
 def calibrate(
     model: object,
     data: object,
@@ -178,7 +168,7 @@ def calibrate(
         pretrained: the pre-trained model, where it is not the one under the adapter.
         tokenizer: for texts; an end-of-sequence token is appended to each completion.
         estimator: which of `svdecode.estimators.ESTIMATORS` becomes `mu`; all are reported.
-        alpha: confidence threshold in [0, 1]. Memory grows with the kept tokens: 12 bytes each.
+        alpha: confidence threshold in [0, 1]. Memory grows with the kept tokens, 8 bytes each, and 40 bytes a gold token.
         direction: "kl" or "log_ratio".
         batch_size: of texts.
         progress: show a bar on stderr.
@@ -187,17 +177,45 @@ def calibrate(
         ValueError: no data, no labelled token, no gold token inside the kept set, or what `steer` raises.
     """
     from svdecode.adapters import adapter_fingerprint
+
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    tokens = collect_tokens(
+        model,
+        data,
+        pretrained=pretrained,
+        tokenizer=tokenizer,
+        alpha=alpha,
+        direction=direction,
+        batch_size=batch_size,
+        progress="calibrate" if progress else None,
+    )
+    fingerprint = adapter_fingerprint(model)
+    return Calibration.from_tokens(tokens, estimator=estimator, alpha=alpha, direction=direction, adapter=fingerprint)
+
+
+@torch.inference_mode()
+def collect_tokens(
+    model: object,
+    data: object,
+    *,
+    pretrained: object | None = None,
+    tokenizer: object | None = None,
+    alpha: float = ALPHA,
+    direction: str = KL,
+    batch_size: int = 8,
+    progress: str | None = None,
+) -> TokenStatistics:
+    """The statistics of every labelled token of `data`; arguments as in `calibrate`, `progress` names the bar."""
     from svdecode.steering import steer
 
     validation.check_settings(alpha, direction)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     found, count = batches(data, tokenizer, batch_size)
     steered = steer(model, pretrained=pretrained, mu=0.0, alpha=alpha, direction=direction)
     parts: list[TokenStatistics] = []
-    with tqdm(found, total=count, desc="calibrate", unit="batch", disable=not progress) as bar:
+    with tqdm(found, total=count, desc=progress, unit="batch", disable=progress is None) as bar:
         for batch in bar:
             part = token_statistics(steered, batch, alpha, direction)
             if len(part.kl):
@@ -205,13 +223,7 @@ def calibrate(
                 bar.set_postfix(tokens=sum(len(p.kl) for p in parts))
     if not parts:
         raise ValueError("data has no labelled token: it is empty, or all labels are -100")
-    return Calibration.from_tokens(
-        TokenStatistics.concatenate(parts),
-        estimator=estimator,
-        alpha=alpha,
-        direction=direction,
-        adapter=adapter_fingerprint(model),
-    )
+    return TokenStatistics.concatenate(parts)
 
 
 def token_statistics(steered: object, batch: dict[str, Tensor], alpha: float, direction: str) -> TokenStatistics:
@@ -241,4 +253,3 @@ def token_statistics(steered: object, batch: dict[str, Tensor], alpha: float, di
         gold=torch.where(covered, ends - counts + before, -1).cpu(),
         offsets=(ends - counts).cpu(),
     )
-

@@ -1,6 +1,6 @@
 """The one strength used at decode time, estimated from calibration tokens (paper, appendix D; method, section 2).
 
-Per token only its kept set and a few scalars survive: 12 bytes a kept token and 40 a token.
+Per gold token only its kept set and a few scalars survive: 8 bytes a kept token and 40 a gold token.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def fused_steer(
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             raise ValueError("out cannot be used where a gradient is required: detach the inputs or leave out= away")
         result = (out, *torch.ops.svdecode.fused_steer_out(out, logits_pre, logits_ft, *settings))
-    logprobs, used, num_kept, kl, mu_star, moments = result
+    logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
     return SteerOutput(
         logprobs,
@@ -113,9 +113,7 @@ def fused_steer(
     )
 
 
-def steering_vector(
-    logits_pre: Tensor, logits_ft: Tensor, *, alpha: float = 0.0, direction: str = KL
-) -> Tensor:
+def steering_vector(logits_pre: Tensor, logits_ft: Tensor, *, alpha: float = 0.0, direction: str = KL) -> Tensor:
     """(..., V) float32: delta = J(p) grad KL(p || p_pre) = p * c on K, 0 elsewhere (Eq. 10, pointing towards the task).
 
     With alpha = 0 the entries of a row sum to 0. Differentiable in both logits.
@@ -128,9 +126,8 @@ def steering_vector(
     """
     _logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction)
-    return torch.ops.svdecode.steering_vector(
-        logits_pre, logits_ft, alpha, direction, _choose(None, logits_pre, logits_ft)
-    )
+    name = _choose(None, logits_pre, logits_ft)
+    return torch.ops.svdecode.steering_vector(logits_pre, logits_ft, alpha, direction, name)[0]
 
 
 def optimal_strength(
@@ -162,9 +159,8 @@ def optimal_strength(
     _logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, eps=eps)
     validation.check_labels(labels, logits_ft)
-    return torch.ops.svdecode.optimal_strength(
-        logits_pre, logits_ft, labels, alpha, direction, eps, _choose(None, logits_pre, logits_ft)
-    )
+    name = _choose(None, logits_pre, logits_ft)
+    return torch.ops.svdecode.optimal_strength(logits_pre, logits_ft, labels, alpha, direction, eps, name)[:2]
 
 
 def steered_nll(
@@ -195,9 +191,8 @@ def steered_nll(
     validation.check_settings(alpha, direction, penalty)
     validation.check_labels(labels, logits_ft)
     strengths = validation.check_strengths(mu, logits_ft)
-    return torch.ops.svdecode.steered_nll(
-        logits_pre, logits_ft, labels, strengths, alpha, penalty, direction, _choose(None, logits_pre, logits_ft)
-    )
+    name = _choose(None, logits_pre, logits_ft)
+    return torch.ops.svdecode.steered_nll(logits_pre, logits_ft, labels, strengths, alpha, penalty, direction, name)[0]
 
 
 def steer_sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,5 +74,48 @@ def plot_calibration(calibration: Calibration, path: str | Path) -> None:
     right.set_ylabel("tokens")
     right.set_title("Single tokens disagree: mu* is heavy-tailed")
     right.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def draw_steps(axes: Axes, steps: list[dict], held_out: dict) -> None:
+    """Held-out NLL of the warm start and of SVDecode over warm-start steps; two bars where there is one adapter only."""
+    colours = {"warm start": _GREY, "SVDecode": _ORANGE}
+    if steps:
+        for name, colour in colours.items():
+            axes.plot([s["step"] for s in steps], [s[name] for s in steps], "o-", color=colour, linewidth=2, label=name)
+        for s in steps:
+            axes.annotate(
+                f"mu {s['mu']:.2f}\ncoverage {s['coverage']:.2f}",
+                (s["step"], min(s["warm start"], s["SVDecode"])),
+                textcoords="offset points",
+                xytext=(0, -26),
+                ha="center",
+                fontsize=7,
+                color=_GREY,
+            )
+        axes.set_xlabel("warm-start steps")
+        axes.margins(x=0.12, y=0.25)
+        axes.legend()
+    else:
+        bars = axes.bar(list(colours), [held_out[name] for name in colours], color=list(colours.values()))
+        axes.bar_label(bars, fmt="%.3f")
+    axes.set_ylabel("mean NLL of kept gold tokens (nats)")
+    axes.set_title("Held-out split: shorter warm starts gain more" if _falls(steps) else "Held-out split")
+
+
+def _falls(steps: list[dict]) -> bool:
+    """Whether the gain shrinks from each checkpoint to the next: the title says no more than the figure shows."""
+    gains = [s["warm start"] - s["SVDecode"] for s in steps]
+    return len(gains) > 1 and gains[0] > 0 and all(a > b for a, b in itertools.pairwise(gains))
+
+
+def plot_demo(report: dict, calibration: Calibration, path: str | Path) -> None:
+    """Two panels: the calibration's NLL over mu, and held-out NLL over warm-start steps."""
+    pyplot = _pyplot()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.5), layout="constrained")
+    draw_curve(left, calibration)
+    draw_steps(right, report["steps"], report["held_out"])
+    figure.suptitle(f"SVDecode on {report['model']}")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -14,7 +14,8 @@ Source: "Distribution-Aligned Decoding for Efficient LLM Task Adaptation", NeurI
     out     log_softmax(zs)
 
 Everything here is differentiable by autograd (K is a constant), which is what `reference_backward.py` is tested against.
-Computation and results are float64 where an input is float64, else float32.
+Computation and results are float64 where an input is float64, else float32. The last result of an operator that has a
+backward is None: kernels keep some numbers of each row there, the reference computes everything again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _upcast(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def row_values(logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: str) -> Rows:
+    """The specification's symbols for (..., V) rows; rows that are not valid are computed on zeros."""
     a, z = _upcast(logits_pre, logits_ft), _upcast(logits_ft, logits_pre)
     invalid = torch.zeros(z.shape[:-1], dtype=torch.bool, device=z.device)
     for logits in (a, z):
@@ -71,7 +73,9 @@ def row_values(logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: s
 
 
 def _nan_where_invalid(value: Tensor, rows: Rows) -> Tensor:
-    return value.masked_fill(rows.invalid.reshape(rows.invalid.shape + (1,) * (value.dim() - rows.invalid.dim())), math.nan)
+    return value.masked_fill(
+        rows.invalid.reshape(rows.invalid.shape + (1,) * (value.dim() - rows.invalid.dim())), math.nan
+    )
 
 
 def at_label(values: Tensor, labels: Tensor) -> Tensor:
@@ -117,8 +121,8 @@ def fused_steer(
     eps: float,
     return_kl: bool,
     out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(logprobs, mu, num_kept, kl, mu_star, moments) as `svdecode.fused_steer` defines them, None for what was not asked."""
+) -> tuple[Tensor | None, ...]:
+    """(logprobs, mu, num_kept, kl, mu_star, moments, None) as `svdecode.fused_steer` defines them, None for the unasked."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
     moments = label_moments(rows, labels) if labels is not None else None
     mu_star = strength_from_moments(moments, labels, eps) if moments is not None else None
@@ -133,21 +137,22 @@ def fused_steer(
         _nan_where_invalid(rows.kl, rows) if return_kl else None,
         mu_star,
         moments,
+        None,
     )
 
 
-def steering_vector(logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: str) -> Tensor:
-    """(..., V): delta on K, 0 elsewhere."""
+def steering_vector(logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: str) -> tuple[Tensor, None]:
+    """(delta on K and 0 elsewhere (..., V), None)."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
-    return _nan_where_invalid(torch.where(rows.kept, rows.delta, 0.0), rows)
+    return _nan_where_invalid(torch.where(rows.kept, rows.delta, 0.0), rows), None
 
 
 def optimal_strength(
     logits_pre: Tensor, logits_ft: Tensor, labels: Tensor, alpha: float, direction: str, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(mu_star (...), moments (..., 3))."""
+) -> tuple[Tensor, Tensor, None]:
+    """(mu_star (...), moments (..., 3), None)."""
     moments = label_moments(row_values(logits_pre, logits_ft, alpha, direction), labels)
-    return strength_from_moments(moments, labels, eps), moments
+    return strength_from_moments(moments, labels, eps), moments, None
 
 
 def steered_nll(
@@ -158,8 +163,8 @@ def steered_nll(
     alpha: float,
     penalty: float,
     direction: str,
-) -> Tensor:
-    """(..., M): -log p_mu(label) for each of the (M,) strengths, 0 where the label is ignored."""
+) -> tuple[Tensor, None]:
+    """(-log p_mu(label) for each of the (M,) strengths (..., M), None); 0 where the label is ignored."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
     nll = []
     for strength in mu.to(rows.z).unbind():  # one strength at a time: memory does not grow with M
@@ -169,7 +174,7 @@ def steered_nll(
     outside = (labels < 0) | (labels >= rows.z.shape[-1])
     result = result.masked_fill(outside[..., None], math.nan)
     result = result.masked_fill((labels == IGNORE_INDEX)[..., None], 0.0)
-    return _nan_where_invalid(result, rows)
+    return _nan_where_invalid(result, rows), None
 
 
 def steer_sample(

@@ -49,6 +49,13 @@ def _through_delta(
     return tuple(g.masked_fill(rows.invalid[..., None], 0.0) for g in (grad_a, grad_z))
 
 
+def _in_dtypes(
+    grads: tuple[Tensor, Tensor], logits: tuple[Tensor, Tensor], needs: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    """Gradients in the dtypes of the logits, (0,) where none is needed."""
+    return tuple(g.to(x.dtype) if need else x.new_empty(0) for g, x, need in zip(grads, logits, needs, strict=True))
+
+
 def _through_steer(rows: Rows, h: Tensor, mu: Tensor, penalty: float) -> Tensor:
     """dL/dmu (...) of zs = z + mu delta on K, z + |mu| penalty elsewhere."""
     grad_mu = (h * torch.where(rows.kept, rows.delta, 0.0)).sum(-1)
@@ -67,12 +74,21 @@ def fused_steer_backward(
     logits_ft: Tensor,
     mu: Tensor | None,
     labels: Tensor | None,
+    strength: Tensor,
+    kl: Tensor,
+    output_moments: Tensor,
+    saved: Tensor,
     alpha: float,
     penalty: float,
     direction: str,
     eps: float,
+    need_pre: bool,
+    need_ft: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (...)) from the gradients of the outputs, None standing for zero."""
+    """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (...)) from the gradients of the outputs, None standing for zero.
+
+    The outputs that a kernel would use again (strength, kl, output_moments, saved) are not needed here.
+    """
     rows = row_values(logits_pre, logits_ft, alpha, direction)
     p, delta, zero = rows.p, rows.delta, rows.kl.new_zeros(rows.kl.shape)
     n = d = None
@@ -103,8 +119,8 @@ def fused_steer_backward(
         one_hot = torch.zeros_like(p).scatter_(-1, torch.where(used, labels, 0).long()[..., None], 1.0)
         u = u + g_n * (one_hot - p) + 2 * g_d * delta + 2 * g_h * p * (delta - mean)
         w = w - g_n * delta + g_h * delta * (delta - 2 * mean)
-    grad_pre, grad_ft = _through_delta(rows, logits_pre, direction, h, u, w, grad_kl)
-    return grad_pre, grad_ft, grad_strength
+    grads = _through_delta(rows, logits_pre, direction, h, u, w, grad_kl)
+    return (*_in_dtypes(grads, (logits_pre, logits_ft), (need_pre, need_ft)), grad_strength)
 
 
 def steered_nll_backward(
@@ -113,9 +129,13 @@ def steered_nll_backward(
     logits_ft: Tensor,
     labels: Tensor,
     mu: Tensor,
+    nll: Tensor,
+    saved: Tensor,
     alpha: float,
     penalty: float,
     direction: str,
+    need_pre: bool,
+    need_ft: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (M,)) of NLL_m = lse(zs_m) - zs_m[label], from grad_nll (..., M)."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
@@ -129,14 +149,23 @@ def steered_nll_backward(
         h = grad * torch.softmax(zs, -1).scatter_add(-1, label, -torch.ones_like(grad))
         h_sum, u = h_sum + h, u + strength * h
         grad_mu.append(_through_steer(rows, h, strength, penalty).sum())
-    grad_pre, grad_ft = _through_delta(rows, logits_pre, direction, h_sum, u, torch.zeros_like(u), None)
-    return grad_pre, grad_ft, torch.stack(grad_mu) if grad_mu else mu.new_zeros(0)
+    grads = _through_delta(rows, logits_pre, direction, h_sum, u, torch.zeros_like(u), None)
+    grad_mu = torch.stack(grad_mu) if grad_mu else rows.kl.new_zeros(0)
+    return (*_in_dtypes(grads, (logits_pre, logits_ft), (need_pre, need_ft)), grad_mu)
 
 
 def steering_vector_backward(
-    grad_delta: Tensor, logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: str
+    grad_delta: Tensor,
+    logits_pre: Tensor,
+    logits_ft: Tensor,
+    saved: Tensor,
+    alpha: float,
+    direction: str,
+    need_pre: bool,
+    need_ft: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dL/dlogits_pre, dL/dlogits_ft) from grad_delta (..., V)."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
     zero = torch.zeros_like(rows.p)
-    return _through_delta(rows, logits_pre, direction, zero, grad_delta.to(zero), zero, None)
+    grads = _through_delta(rows, logits_pre, direction, zero, grad_delta.to(zero), zero, None)
+    return _in_dtypes(grads, (logits_pre, logits_ft), (need_pre, need_ft))

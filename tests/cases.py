@@ -9,7 +9,10 @@ import torch
 from rows import kept_labels, model_rows
 from torch import Tensor
 
-from svdecode.constants import IGNORE_INDEX
+import svdecode
+
+BACKENDS = [name for name, found in svdecode.backends().items() if found and name != "reference"]
+"""What can run here and is tested against the reference."""
 
 
 class Case(NamedTuple):
@@ -71,8 +74,10 @@ def strength(kind: str, case: Case, device: torch.device) -> float | Tensor | No
     """mu as a number, as a tensor with one a row, or left out (each row's own mu_star)."""
     if kind == "own":
         return None
-    return 0.8 if kind == "number" else torch.linspace(-1.0, 2.0, math.prod(case.shape[:-1]), device=device).reshape(
-        case.shape[:-1]
+    return (
+        0.8
+        if kind == "number"
+        else torch.linspace(-1.0, 2.0, math.prod(case.shape[:-1]), device=device).reshape(case.shape[:-1])
     )
 
 
@@ -86,7 +91,3 @@ def assert_scalars_close(got: Tensor, expected: Tensor, what: str = "") -> None:
 def assert_logprobs_close(got: Tensor, expected: Tensor) -> None:
     """1e-5 absolute where finite (plus float32's rounding of large values), infinities and NaN in the same places."""
     torch.testing.assert_close(got.double(), expected.double(), rtol=3e-7, atol=1e-5, equal_nan=True)
-
-
-def used(labels: Tensor) -> Tensor:
-    return labels != IGNORE_INDEX

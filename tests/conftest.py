@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from cases import BACKENDS
 from hypothesis import settings
 
 settings.register_profile("svdecode", deadline=None, max_examples=25, derandomize=True)
@@ -23,3 +24,10 @@ def _seed():
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch) -> str:
+    """Each backend that is here but the reference, chosen for all operators; float64 inputs still go to the reference."""
+    monkeypatch.setenv("SVDECODE_BACKEND", request.param)
+    return request.param

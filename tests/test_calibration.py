@@ -147,10 +147,15 @@ def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "not a calibration"), ("{}", "schema"), ('{"schema": 9}', "schema 9"), ('{"schema": 1}', "not a calibration")],
+    [
+        ("{", "not a calibration"),
+        ("{}", "schema"),
+        ('{"schema": 9}', "schema 9"),
+        ('{"schema": 1}', "not a calibration"),
+    ],
 )
 def test_damaged_files_are_refused(tmp_path, content, words):
-    with pytest.raises(ValueError, match="svdecode.json is missing"):
+    with pytest.raises(ValueError, match=r"svdecode\.json is missing"):
         svdecode.Calibration.from_pretrained(tmp_path)
     (tmp_path / "svdecode.json").write_text(content)
     with pytest.raises(ValueError, match=words):

@@ -22,15 +22,21 @@ def samples(backend):
     kl, eps, inf = "kl", 1e-12, -math.inf
     grads = (torch.randn(3, 40), torch.randn(3), torch.randn(3), torch.randn(3), torch.randn(3, 3))
     plain = (pre.detach(), ft.detach())
+    steered = OPS.fused_steer(*plain, None, labels, 0.1, -1.0, kl, eps, True, backend)
+    nll, saved = OPS.steered_nll(*plain, labels, mu.detach(), 0.1, -1.0, kl, backend)
+    outputs = (steered[1], steered[3], steered[5], steered[6])
     return {
         "fused_steer": (pre, ft, mu, labels, 0.1, -1.0, kl, eps, True, backend),
         "fused_steer_out": (torch.empty(3, 40), *plain, None, labels, 0.1, inf, kl, eps, False, backend),
-        "fused_steer_backward": (*grads, *plain, None, labels, 0.1, -1.0, kl, eps, backend),
+        "fused_steer_backward": (*grads, *plain, None, labels, *outputs, 0.1, -1.0, kl, eps, True, True, backend),
         "steering_vector": (pre, ft, 0.0, kl, backend),
-        "steering_vector_backward": (grads[0], *plain, 0.0, kl, backend),
+        "steering_vector_backward": (grads[0], *plain, saved, 0.0, kl, False, True, backend),
         "optimal_strength": (pre, ft, labels, 0.1, kl, eps, backend),
         "steered_nll": (pre, ft, labels, mu, 0.1, -1.0, kl, backend),
-        "steered_nll_backward": (torch.randn(3, 3), *plain, labels, mu.detach(), 0.1, -1.0, kl, backend),
+        "steered_nll_backward": (
+            *(torch.randn(3, 3), *plain, labels, mu.detach(), nll, saved),
+            *(0.1, -1.0, kl, True, False, backend),
+        ),
         "steer_sample": (*plain, mu.detach(), torch.rand(3), 0.8, 5, 0.9, 0.1, inf, kl, backend),
     }
 

@@ -228,7 +228,7 @@ def test_backward_equals_autograd_of_the_reference_with_infinities():
         a, z, mu = (x.clone().requires_grad_() for x in (pre, ft, strength))
         torch.manual_seed(1)
         name = () if function is reference.fused_steer else ("reference",)
-        logprobs, _, _, kl, _, moments = function(a, z, mu, labels, 0.1, -math.inf, "kl", 1e-12, True, *name)
+        logprobs, _, _, kl, _, moments, _ = function(a, z, mu, labels, 0.1, -math.inf, "kl", 1e-12, True, *name)
         weights = torch.randn_like(logprobs)
         used = logprobs.isfinite()
         loss = (logprobs[used] * weights[used]).sum() + kl[1:3].sum() + moments.nan_to_num(0).sum() * 0.3

@@ -7,7 +7,17 @@ import copy
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
-from tiny import PAD, VOCABULARY, left_padded, randomise, stateless, steered_logprobs, tiny_llama, tiny_lora, two_model_logits
+from tiny import (
+    PAD,
+    VOCABULARY,
+    left_padded,
+    randomise,
+    stateless,
+    steered_logprobs,
+    tiny_llama,
+    tiny_lora,
+    two_model_logits,
+)
 from transformers import TextStreamer
 
 import svdecode
@@ -54,9 +64,7 @@ def test_forward_returns_steered_logprobs(lora, mode):
 def test_greedy_is_token_identical_to_a_stateless_recompute(lora, mode, penalty):
     ids, mask = left_padded()
     steered = svdecode.steer(lora, mu=MU, penalty=penalty, mode=mode)
-    expected = stateless(
-        lora, ids, mask, 12, lambda pre, ft: steered_logprobs(pre, ft, MU, penalty=penalty).argmax(-1)
-    )
+    expected = stateless(lora, ids, mask, 12, lambda pre, ft: steered_logprobs(pre, ft, MU, penalty=penalty).argmax(-1))
     got = steered.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
     assert got.tolist() == expected.tolist()
     thin = svdecode.generate(steered, ids, mask, max_new_tokens=12)
@@ -195,7 +203,10 @@ def test_a_second_model_as_pretrained():
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"), "two_pass"),
         (LoraConfig(target_modules=["embed_tokens", "v_proj"], task_type="CAUSAL_LM"), "two_pass"),
         (LoraConfig(target_modules=["v_proj"], lora_bias=True, task_type="CAUSAL_LM"), "two_pass"),
-        (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"), "two_pass"),
+        (
+            IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+            "two_pass",
+        ),
     ],
 )
 def test_auto_picks_an_exact_mode(config, mode):

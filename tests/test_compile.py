@@ -1,0 +1,53 @@
+"""The compiler's own artefacts, on a machine without a GPU: no spills, few registers, 16-byte loads, for every target."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "bench" / "compile_report.py"
+TARGETS = {"sm_80", "sm_90", "sm_100", "sm_120"}
+MAX_REGISTERS = 168  # three programs of 128 threads on a processor's 65,536
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SCRIPT), "--json", "--dtypes", "bf16/bf16", "fp32/fp32"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout)
+
+
+def test_every_kernel_compiles_for_every_target(rows):
+    assert {row["target"] for row in rows} == TARGETS
+    import svdecode.kernels
+
+    written = {
+        name.split("(")[0]
+        for path in Path(svdecode.kernels.__file__).parent.glob("*.py")
+        for name in path.read_text().split("\ndef ")[1:]
+        if name.split("(")[0].endswith("_kernel")
+    }
+    assert written == {row["kernel"].split("[")[0] for row in rows}
+
+
+def test_nothing_spills(rows):
+    assert not [row for row in rows if row["spilled"]]
+    assert not [row for row in rows if row["registers"] > MAX_REGISTERS]
+
+
+def test_streaming_loads_are_16_bytes_wide(rows):
+    for row in rows:
+        if row["kernel"].startswith("row_statistics_kernel"):
+            assert set(row["loads"]) == {"16"}, row
+        elif "dense=0" not in row["kernel"]:
+            assert row["loads"].get("16", 0) >= 2, row  # both inputs

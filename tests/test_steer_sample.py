@@ -1,0 +1,141 @@
+"""steer_sample on every backend: the reference's token at the same uniform number, and the right distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import BACKENDS, CASES, case_id, strength
+from hypothesis import given
+from hypothesis import strategies as st
+from rows import INVALID, edge_rows, model_rows
+
+import svdecode
+
+OPS = torch.ops.svdecode
+
+
+def draw(pre, ft, mu, uniform, backend, temperature=1.0, top_k=None, top_p=None, **settings):
+    """Tokens and log-probs of a backend and of the reference in float64, at the same uniform numbers."""
+    mu = mu if isinstance(mu, torch.Tensor) else torch.scalar_tensor(mu, dtype=torch.float64)
+    rest = (temperature, top_k, top_p, *(settings[name] for name in ("alpha", "penalty", "direction")))
+    got = OPS.steer_sample(pre, ft, mu, uniform, *rest, backend)
+    return got, OPS.steer_sample(pre.double(), ft.double(), mu, uniform, *rest, "reference")
+
+
+def assert_same_draw(got, expected, pre, ft, mu, uniform, rest):
+    """Equal tokens, or one that a uniform number within rounding of the boundary would have given."""
+    (tokens, logprobs), (true_tokens, _) = got, expected
+    differs = tokens != true_tokens
+    if differs.any():
+        near = []
+        for shift in (-2e-5, 2e-5):
+            _, (other, _) = draw(pre, ft, mu, (uniform + shift).clamp(0, 1), "reference", **rest)
+            near.append(other)
+        assert ((tokens == near[0]) | (tokens == near[1]))[differs].all(), (tokens, true_tokens, near)
+    settings = {name: rest[name] for name in ("alpha", "penalty", "direction")}
+    steered = svdecode.fused_steer(pre.double(), ft.double(), mu, **settings).logprobs
+    chosen = steered.gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1)
+    torch.testing.assert_close(logprobs.double(), chosen, rtol=1e-6, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("mu", ["number", "rows"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_greedy_and_sampling(case, mu, backend, device):
+    pre, ft = case.logits(device)
+    mu = strength(mu, case, device)
+    uniform = torch.rand(case.shape[:-1], device=device)
+    greedy = dict(temperature=0.0, **case.settings)
+    got, expected = draw(pre, ft, mu, uniform, backend, **greedy)
+    steered = svdecode.fused_steer(pre.double(), ft.double(), mu, **case.settings).logprobs
+    if steered.numel():
+        best = steered.gather(-1, got[0][..., None]).squeeze(-1)
+        torch.testing.assert_close(best, steered.amax(-1), rtol=0, atol=1e-6)
+        assert (got[0] == expected[0]).double().mean() > 0.6  # the rest are ties within rounding
+    for rest in ({"temperature": 0.7}, {"temperature": 1.5}):
+        rest = {**rest, **case.settings}
+        assert_same_draw(*draw(pre, ft, mu, uniform, backend, **rest), pre, ft, mu, uniform, rest)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.7}, {"top_k": 40, "top_p": 0.9}, {"top_k": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 0.1, "penalty": -math.inf, "direction": "kl"},
+        {"alpha": 0.0, "penalty": -math.inf, "direction": "log_ratio"},
+        {"alpha": 0.1, "penalty": -1.0, "direction": "kl"},
+    ],
+)
+def test_truncation(options, settings, backend, device):
+    pre, ft = (x.float().to(device) for x in model_rows(3, 4500, spread=1.5))
+    uniform = torch.rand(3, device=device)
+    rest = {"temperature": 1.2, **options, **settings}
+    assert_same_draw(*draw(pre, ft, 0.8, uniform, backend, **rest), pre, ft, 0.8, uniform, rest)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(
+    vocabulary=st.integers(1, 1100),
+    alpha=st.sampled_from([0.0, 0.05, 0.5]),
+    penalty=st.sampled_from([-math.inf, -2.0]),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([None, 1, 5, 10**6]),
+    top_p=st.sampled_from([None, 0.2, 0.95]),
+    seed=st.integers(0, 10**6),
+)
+def test_property_same_draw(name, vocabulary, alpha, penalty, temperature, top_k, top_p, seed):
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pre, ft = (x.float().to(device) for x in model_rows(2, vocabulary, spread=2.0))
+    uniform = torch.rand(2, device=device)
+    rest = dict(temperature=temperature, top_k=top_k, top_p=top_p, alpha=alpha, penalty=penalty, direction="kl")
+    assert_same_draw(*draw(pre, ft, 0.8, uniform, name, **rest), pre, ft, 0.8, uniform, rest)
+
+
+@pytest.mark.parametrize("name", edge_rows())
+def test_edges(name, backend, device):
+    pre, ft = (x.float().to(device) for x in edge_rows()[name])
+    for temperature in (0.0, 1.0):
+        tokens, logprobs = svdecode.steer_sample(pre, ft, 1.5, temperature=temperature, top_k=3, top_p=0.9)
+        if name in INVALID:
+            assert tokens.tolist() == [-1]
+            assert logprobs.isnan().all()
+        else:
+            assert ft[0, tokens.item()] > -math.inf
+            assert logprobs.isfinite().all()
+
+
+def test_ties_go_to_the_lowest_id_across_tiles_and_splits(backend, device):
+    ft = torch.zeros(1, 9000, device=device)
+    ft[0, [700, 5000, 8999]] = 5.0
+    pre = torch.zeros_like(ft)
+    assert svdecode.steer_sample(pre, ft, 0.0, temperature=0.0)[0].item() == 700
+    assert svdecode.steer_sample(pre, torch.zeros_like(ft), 0.0, temperature=0.0, alpha=0.0)[0].item() == 0
+
+
+def test_greedy_finds_a_token_outside_the_kept_set(backend, device):
+    """A penalty of 0 and a strength that pushes the only kept token down: the best token is outside K."""
+    ft = torch.zeros(1, 5000, device=device)
+    ft[0, 3], ft[0, 4800] = 4.0, 1.0
+    pre = ft.clone()
+    pre[0, 3] = 6.0
+    tokens, _ = svdecode.steer_sample(pre, ft, 200.0, temperature=0.0, penalty=0.0, direction="log_ratio", alpha=0.9)
+    assert tokens.item() == 4800
+
+
+def test_reproducible_and_distributed_as_it_should_be(backend, device):
+    pre, ft = (x.float().to(device) for x in model_rows(1, 40, spread=1.5))
+    probabilities = svdecode.fused_steer(pre.double(), ft.double(), 0.8, alpha=0.02).logprobs.exp()[0]
+    many = pre.expand(150, 40), ft.expand(150, 40)  # rows of stride 0
+    first, second = (
+        svdecode.steer_sample(*many, 0.8, alpha=0.02, generator=torch.Generator(device).manual_seed(3))[0]
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    counts = torch.bincount(first, minlength=40).double()
+    expected = probabilities * 150
+    used = expected > 4
+    chi2 = ((counts - expected)[used].square() / expected[used]).sum()
+    assert chi2 < 3 * used.sum() + 10
+    assert (counts[probabilities == 0] == 0).all()
