@@ -24,6 +24,7 @@ from svdecode.kernels.kept_sums import (
     OWN,
     PER_ROW,
     ROW_CENTRE,
+    ROW_MU,
     ROW_PRE_TOP,
     ROW_TOTAL,
     STEERED_MAX,
@@ -120,7 +121,7 @@ def steered_output_kernel(
     if MU == PER_ROW:
         mu = tl.load(mu_ptr + row_index)
     first = split == 0
-    if (not DROP) or (MU == OWN) or first:
+    if (not DROP) or first:
         total, pre_top, centre, valid = merge_row(fields, num_splits, SPLITS)
         if LABELS:
             label = tl.load(label_ptr + row_index)
@@ -157,6 +158,7 @@ def steered_output_kernel(
         total = tl.load(kept_fields + ROW_TOTAL * num_splits + split)
         pre_top = tl.load(kept_fields + ROW_PRE_TOP * num_splits + split)
         centre = tl.load(kept_fields + ROW_CENTRE * num_splits + split)
+        mu = tl.load(kept_fields + ROW_MU * num_splits + split)
 
     if DENSE:
         out_row = out_ptr + row_start(row_index, sizes, out_strides)

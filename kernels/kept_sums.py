@@ -35,8 +35,10 @@ from svdecode.kernels.settings import TILE, TILES
 from svdecode.constants import IGNORE_INDEX
 
 COUNT, OUTSIDE, MEAN, SQUARES, WEIGHTED_SQUARES, STEERED_MAX, STEERED_TOTAL = (tl.constexpr(i) for i in range(7))
-ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE = (tl.constexpr(i) for i in range(7, 10))  # the row's own, for the pass that follows
-KEPT_FIELDS = tl.constexpr(10)
+ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE, ROW_MU = (
+    tl.constexpr(i) for i in range(7, 11)
+)  # the row's, for the pass that follows
+KEPT_FIELDS = tl.constexpr(11)
 
 NUMBER, PER_ROW, OWN = (tl.constexpr(i) for i in range(3))  # where a row's mu comes from
 IGNORE = tl.constexpr(IGNORE_INDEX)
@@ -193,6 +195,7 @@ def kept_sums_kernel(
             tl.store(own_fields + ROW_TOTAL * num_splits, tl.where(valid, total, float("nan")))
             tl.store(own_fields + ROW_PRE_TOP * num_splits, pre_top)
             tl.store(own_fields + ROW_CENTRE * num_splits, centre)
+            tl.store(own_fields + ROW_MU * num_splits, mu)
     elif FILL:
         out_row = out_ptr + row_start(row_index, sizes, out_strides)
         for i in range(TILES):
