@@ -23,7 +23,9 @@ test: env
 	$(BIN)/python -m pytest -n 2 tests
 
 bench: env
-	$(BIN)/python bench/compile_report.py
+	$(BIN)/python -m pytest bench/test_operators.py --benchmark-min-time=0.05
+	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json
+	$(BIN)/python bench/report.py bench/results/local.json --png bench/results/local.png
 
 lint: env
 	$(BIN)/ruff check .

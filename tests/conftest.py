@@ -10,10 +10,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from cases import BACKENDS
-from hypothesis import settings
 
-settings.register_profile("svdecode", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("svdecode")
+try:  # bench/gpu.sh runs where hypothesis may be missing
+    from hypothesis import settings
+except ImportError:
+    pass
+else:
+    settings.register_profile("svdecode", deadline=None, max_examples=20, derandomize=True)
+    settings.load_profile("svdecode")
 
 
 @pytest.fixture(autouse=True)

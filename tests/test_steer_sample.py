@@ -6,38 +6,11 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, CASES, case_id, strength
-from hypothesis import given
-from hypothesis import strategies as st
+from cases import CASES, case_id, strength
+from draws import assert_same_draw, draw
 from rows import INVALID, edge_rows, model_rows
 
 import svdecode
-
-OPS = torch.ops.svdecode
-
-
-def draw(pre, ft, mu, uniform, backend, temperature=1.0, top_k=None, top_p=None, **settings):
-    """Tokens and log-probs of a backend and of the reference in float64, at the same uniform numbers."""
-    mu = mu if isinstance(mu, torch.Tensor) else torch.scalar_tensor(mu, dtype=torch.float64)
-    rest = (temperature, top_k, top_p, *(settings[name] for name in ("alpha", "penalty", "direction")))
-    got = OPS.steer_sample(pre, ft, mu, uniform, *rest, backend)
-    return got, OPS.steer_sample(pre.double(), ft.double(), mu, uniform, *rest, "reference")
-
-
-def assert_same_draw(got, expected, pre, ft, mu, uniform, rest):
-    """Equal tokens, or one that a uniform number within rounding of the boundary would have given."""
-    (tokens, logprobs), (true_tokens, _) = got, expected
-    differs = tokens != true_tokens
-    if differs.any():
-        near = []
-        for shift in (-2e-5, 2e-5):
-            _, (other, _) = draw(pre, ft, mu, (uniform + shift).clamp(0, 1), "reference", **rest)
-            near.append(other)
-        assert ((tokens == near[0]) | (tokens == near[1]))[differs].all(), (tokens, true_tokens, near)
-    settings = {name: rest[name] for name in ("alpha", "penalty", "direction")}
-    steered = svdecode.fused_steer(pre.double(), ft.double(), mu, **settings).logprobs
-    chosen = steered.gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1)
-    torch.testing.assert_close(logprobs.double(), chosen, rtol=1e-6, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("mu", ["number", "rows"])
@@ -72,25 +45,6 @@ def test_truncation(options, settings, backend, device):
     uniform = torch.rand(3, device=device)
     rest = {"temperature": 1.2, **options, **settings}
     assert_same_draw(*draw(pre, ft, 0.8, uniform, backend, **rest), pre, ft, 0.8, uniform, rest)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-@given(
-    vocabulary=st.integers(1, 1100),
-    alpha=st.sampled_from([0.0, 0.05, 0.5]),
-    penalty=st.sampled_from([-math.inf, -2.0]),
-    temperature=st.sampled_from([0.3, 1.0, 2.5]),
-    top_k=st.sampled_from([None, 1, 5, 10**6]),
-    top_p=st.sampled_from([None, 0.2, 0.95]),
-    seed=st.integers(0, 10**6),
-)
-def test_property_same_draw(name, vocabulary, alpha, penalty, temperature, top_k, top_p, seed):
-    torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pre, ft = (x.float().to(device) for x in model_rows(2, vocabulary, spread=2.0))
-    uniform = torch.rand(2, device=device)
-    rest = dict(temperature=temperature, top_k=top_k, top_p=top_p, alpha=alpha, penalty=penalty, direction="kl")
-    assert_same_draw(*draw(pre, ft, 0.8, uniform, name, **rest), pre, ft, 0.8, uniform, rest)
 
 
 @pytest.mark.parametrize("name", edge_rows())
