@@ -59,25 +59,36 @@ def variants() -> list[Variant]:
     return found
 
 
-def signature(variant: Variant, pre: str, ft: str) -> tuple[dict, dict]:
-    """Types of all arguments by their names, and which of them are divisible by 16, as contiguous logits make them."""
+def signature(variant: Variant, pre: str, ft: str, single: bool) -> tuple[dict, dict, dict]:
+    """Types of all arguments by their names, constants, and which arguments are divisible by 16, as contiguous logits are.
+
+    `single`: one split, one strength, rows on one level. Triton then takes these integers, all 1, for constants.
+    """
     types, aligned = {}, {}
+    values = variant.constants | ({"SPLITS": 1} if single and "SPLITS" in variant.constants else {})
+    constants = {(variant.kernel.arg_names.index(name),): value for name, value in values.items()}
     divisible = [["tt.divisibility", 16]]
     for index, name in enumerate(variant.kernel.arg_names):
         if name in variant.constants:
             types[name] = "constexpr"
         elif name == "layout":
-            types[name] = (("i32",) * 2, *(("i32",) * 3 for _ in range(variant.tensors)))
+            sizes = ("constexpr", "i32") if single else ("i32", "i32")
+            types[name] = (sizes, *(("i32",) * 3 for _ in range(variant.tensors)))
+            if single:
+                constants[(index, 0, 0)] = 1
             aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
         elif name.endswith("_ptr"):
             inputs = {"pre_ptr": POINTERS[pre], "ft_ptr": POINTERS[ft]}
             types[name] = {**INTEGER_POINTERS, **inputs}.get(name, "*fp32")
             aligned[(index,)] = divisible
+        elif single and name in ("num_splits", "num_strengths", "top_k"):
+            types[name] = "constexpr"
+            constants[(index,)] = 1
         else:
             types[name] = "fp32" if name in FLOATS else "i32"
             if name == "vocabulary":
                 aligned[(index,)] = divisible
-    return types, aligned
+    return types, constants, aligned
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -95,12 +106,11 @@ def resources(cubin: bytes) -> dict[str, int]:
     }
 
 
-def compile_one(variant: Variant, pre: str, ft: str, target: int) -> dict[str, object]:
+def compile_one(variant: Variant, pre: str, ft: str, target: int, single: bool = False) -> dict[str, object]:
     """Compile one variant and read the numbers off it."""
     from svdecode.kernels.settings import LAUNCH
 
-    types, aligned = signature(variant, pre, ft)
-    constants = {(variant.kernel.arg_names.index(k),): v for k, v in variant.constants.items()}
+    types, constants, aligned = signature(variant, pre, ft, single)
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
     widths = collections.Counter(int(v or 1) * int(bits) // 8 for v, bits in LOAD.findall(compiled.asm["ptx"]))
@@ -120,12 +130,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     parser.add_argument("--targets", type=int, nargs="*", default=TARGETS)
+    parser.add_argument("--single", action="store_true", help="one split, one strength, one level of rows")
     parser.add_argument("--dtypes", nargs="*", default=["bf16/bf16", "fp32/fp32", "bf16/fp32"])
     arguments = parser.parse_args()
     jobs = list(itertools.product(variants(), arguments.dtypes, arguments.targets))
     rows = []
     for index, (variant, dtypes, target) in enumerate(jobs):
-        rows.append(compile_one(variant, *dtypes.split("/"), target))
+        rows.append(compile_one(variant, *dtypes.split("/"), target, arguments.single))
         print(f"\r{index + 1}/{len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     if arguments.json:

@@ -18,7 +18,7 @@ from svdecode.kernels.fused_steer import (
 )
 from svdecode.kernels.row_algebra import NEG_INF, shift_outside, steered, steering
 from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field
+from svdecode.kernels.row_statistics import load_field, load_label
 from svdecode.kernels.settings import TILE, TILES
 
 G_SUM, G_DELTA, PS_DELTA, G_OUTSIDE, PS_OUTSIDE = (tl.constexpr(i) for i in range(5))
@@ -222,9 +222,7 @@ def strength_gradient_kernel(
     pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
     ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
     label = tl.load(label_ptr + row_index)
-    in_range = (label >= 0) & (label < vocabulary)
-    label_z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
-    label_a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+    in_range, label_z, label_a = load_label(pre_row, ft_row, label, vocabulary)
     label_rel, _label_p, _label_c, label_delta = steering(label_z, label_a, row, KL_DIRECTION)
     nll = tl.load(nll_ptr + row64 * num_strengths + m)
     lse, reachable = nll_normaliser(nll, label_rel, label_delta, label_z >= threshold, mu, shift)

@@ -29,7 +29,7 @@ from svdecode.kernels.row_algebra import (
     top_delta,
 )
 from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field, load_tile, merge_row
+from svdecode.kernels.row_statistics import load_field, load_label, load_tile, merge_row
 from svdecode.kernels.settings import TILE, TILES
 
 from svdecode.constants import IGNORE_INDEX
@@ -70,9 +70,7 @@ def label_moments(
     mean = kept_field(kept_fields, MEAN, kept, num_splits, SPLITS)
     squares = kept_field(kept_fields, SQUARES, kept, num_splits, SPLITS)
     weighted = kept_field(kept_fields, WEIGHTED_SQUARES, kept, num_splits, SPLITS)
-    in_range = (label >= 0) & (label < vocabulary)
-    z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
-    a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+    in_range, z, a = load_label(pre_row, ft_row, label, vocabulary)
     _u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
     outside = tl.where(label == IGNORE, 0.0, float("nan"))  # an out-of-range label shows as NaN
     n = tl.where(in_range, tl.where(z >= threshold, delta, 0.0) - r - mean + r * q, outside)

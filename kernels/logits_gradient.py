@@ -20,7 +20,7 @@ from svdecode.kernels.gradient_sums import (
 from svdecode.kernels.kept_sums import IGNORE
 from svdecode.kernels.row_algebra import NEG_INF, difference_from_top, shift_outside, steered, steering
 from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field, load_tile
+from svdecode.kernels.row_statistics import load_field, load_label, load_tile
 from svdecode.kernels.settings import TILE, TILES
 
 STEER, NLL, VECTOR = (tl.constexpr(i) for i in range(3))
@@ -128,10 +128,7 @@ def delta_gradient_sums_kernel(
     label_z = NEG_INF + 0.0
     label_a = NEG_INF + 0.0
     if MODE == NLL:
-        label = tl.load(label_ptr + row_index)
-        in_range = (label >= 0) & (label < vocabulary)
-        label_z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
-        label_a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+        _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
     grad_c_sum = 0.0
     pw_sum = 0.0
     for i in range(TILES):
@@ -201,10 +198,7 @@ def logits_gradient_kernel(
     label_z = NEG_INF + 0.0
     label_a = NEG_INF + 0.0
     if MODE == NLL:
-        label = tl.load(label_ptr + row_index)
-        in_range = (label >= 0) & (label < vocabulary)
-        label_z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
-        label_a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+        _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
     sums = sums_ptr + row64 * (2 * num_splits)
     s = -tl.sum(load_field(sums, 0, num_splits, 0.0, SPLITS), 0)
     pq = tl.sum(load_field(sums, 1, num_splits, 0.0, SPLITS), 0)  # <p, d - dbar> = 0: s adds nothing

@@ -150,6 +150,15 @@ def load_tile(pre_row, ft_row, tile, vocabulary, TILE: tl.constexpr):
     return token, inside, z, a
 
 
+@triton.jit
+def load_label(pre_row, ft_row, label, vocabulary):
+    """(in_range, z, a) of a label in float32; -inf, and no access, where it is outside the vocabulary."""
+    in_range = (label >= 0) & (label < vocabulary)
+    z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+    a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+    return in_range, z, a
+
+
 def row_statistics(pre: Tensor, ft: Tensor, layout: RowLayout, with_kl: bool) -> RowStatistics:
     """Launch the first pass over R rows; the buffers belong to the caller."""
     vocabulary = ft.shape[-1]

@@ -38,6 +38,7 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import (
     load_field,
+    load_label,
     load_tile,
     merge_row,
     next_tile,
@@ -122,9 +123,7 @@ def steered_nll_kernel(
         tile = next_tile(kept_tiles, tile + 1, SPLITS * TILES)
 
     label = tl.load(label_ptr + row_index)
-    in_range = (label >= 0) & (label < vocabulary)
-    z = tl.load(ft_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
-    a = tl.load(pre_row + label, mask=in_range, other=NEG_INF).to(tl.float32)
+    in_range, z, a = load_label(pre_row, ft_row, label, vocabulary)
     u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
     nll = top + tl.log(mass) - steered(u, delta, z >= threshold, mu, shift)
     nll = tl.where(in_range, nll, tl.where(label == IGNORE, 0.0, float("nan")))

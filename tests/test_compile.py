@@ -18,13 +18,21 @@ MAX_REGISTERS = 168  # three programs of 128 threads on a processor's 65,536
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.fixture(scope="module")
-def rows():
+def compiled(*options: str) -> list[dict]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), "--json", "--dtypes", "bf16/bf16", "fp32/fp32"]
+    command = [sys.executable, str(SCRIPT), "--json", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compiled("--dtypes", "bf16/bf16", "fp32/fp32")
+
+
+def test_small_vocabularies_compile_where_integers_of_1_become_constants():
+    assert not [row for row in compiled("--single", "--targets", "90", "--dtypes", "bf16/fp32") if row["spilled"]]
 
 
 def test_every_kernel_compiles_for_every_target(rows):

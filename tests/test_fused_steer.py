@@ -65,6 +65,14 @@ def test_labels_that_a_gpu_cannot_refuse_give_nan(backend, device):
     assert moments.isnan().all(-1).tolist() == [True, False]
 
 
+def test_a_vocabulary_beyond_64_splits(backend, device):
+    pre, ft = (x.to(device, torch.bfloat16) for x in model_rows(1, 300_000))
+    out = svdecode.fused_steer(pre, ft, 0.5, backend=backend)
+    truth = svdecode.fused_steer(pre.double(), ft.double(), 0.5)
+    assert_logprobs_close(out.logprobs, truth.logprobs)
+    assert svdecode.steer_sample(pre, ft, 0.5, temperature=0.0)[0] == truth.logprobs.argmax(-1)
+
+
 def test_without_labels_and_kl(backend, device):
     pre, ft = (x.to(device) for x in model_rows(3, 5000, dtype=torch.float32))
     out = svdecode.fused_steer(pre, ft, 0.5, return_kl=False, backend=backend)
