@@ -19,11 +19,12 @@ $(READY): requirements.txt requirements-model.txt pyproject.toml setup.py
 demo: env
 	$(BIN)/svdecode demo
 
+# Not `python -m pytest`: it would put this folder, and with it kernels/, on the import path.
 test: env
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/pytest -n 2 tests
 
 bench: env
-	$(BIN)/python -m pytest bench/test_operators.py --benchmark-min-time=0.05
+	$(BIN)/pytest bench/test_operators.py --benchmark-min-time=0.05
 	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json
 	$(BIN)/python bench/report.py bench/results/local.json --png bench/results/local.png
 

@@ -177,4 +177,9 @@ def test_import_is_quick_and_pulls_in_no_model_library():
     seconds = min(float(run.stdout.split()[0]) for run in runs)
     assert all("[]" in run.stdout for run in runs)
     assert seconds < 0.2
-    assert "kernels" not in {m for m in sys.modules if m == "kernels"}
+
+
+def test_the_kernels_are_not_importable_under_another_projects_name(tmp_path):
+    code = "import importlib.util, svdecode.kernels; print(importlib.util.find_spec('kernels'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert run.stdout.strip() == "None"
