@@ -150,6 +150,7 @@ def steer(
         pretrained: the pre-trained model with the same vocabulary; left out, it is what lies under the adapter.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
+            A calibration holds for the alpha and the direction that it was made with.
         alpha: confidence threshold in [0, 1].
         penalty: lambda <= 0 for tokens outside the kept set.
         direction: "kl" or "log_ratio".
@@ -158,7 +159,7 @@ def steer(
 
     Raises:
         ValueError: no adapter and no `pretrained`, an adapter whose pre-trained model cannot be recovered, different
-            vocabularies, no strength, or a mode that the adapter does not allow.
+            vocabularies, no strength, one calibrated for other settings, or a mode that the adapter does not allow.
     """
     validation.check_settings(alpha, direction, penalty)
     if mode not in MODES:
@@ -177,7 +178,7 @@ def steer(
     can_pair = pre is None and LoraRowScale.supports(ft)
     if mode == "paired" and not can_pair:
         raise ValueError("mode='paired' needs plain LoRA on linear layers and no pretrained=: use mode='two_pass'")
-    strength = _strength(model, mu)
+    strength = _strength(model, mu, alpha, direction)
 
     steered = share_weights(ft)
     steered.__class__ = _steered_class(type(ft))
@@ -194,9 +195,13 @@ def steer(
     return steered.eval()
 
 
-def _strength(model: object, mu: object) -> float:
-    if mu is None:
-        return saved_calibration(model).mu
-    if isinstance(mu, Calibration):
-        return mu.mu
-    return validation.check_finite("mu", mu)
+def _strength(model: object, mu: object, alpha: float, direction: str) -> float:
+    if mu is not None and not isinstance(mu, Calibration):
+        return validation.check_finite("mu", mu)
+    calibration = saved_calibration(model) if mu is None else mu
+    if (calibration.alpha, calibration.direction) != (alpha, direction):
+        raise ValueError(
+            f"mu was calibrated with alpha={calibration.alpha} and direction={calibration.direction!r}, "
+            f"not with alpha={alpha} and direction={direction!r}: pass the same, or a number"
+        )
+    return calibration.mu

@@ -140,8 +140,10 @@ def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monke
     from peft import PeftModel
 
     again = PeftModel.from_pretrained(tiny_llama(), tmp_path)
-    assert svdecode.steer(again).mu == cal.mu
-    assert svdecode.steer(again, mu=loaded).mu == cal.mu
+    assert svdecode.steer(again, alpha=ALPHA).mu == cal.mu
+    assert svdecode.steer(again, mu=loaded, alpha=ALPHA).mu == cal.mu
+    with pytest.raises(ValueError, match=r"mu was calibrated with alpha=0\.05"):
+        svdecode.steer(again)
     assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 1
 
 

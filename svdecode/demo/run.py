@@ -94,7 +94,7 @@ class Demo:
                 "warm start": functools.partial(model.generate, do_sample=False),
                 "SVDecode": functools.partial(svdecode.generate, steered),
             }
-            report |= self.answers(generators, splits)
+            report |= self.answers(generators, splits, model.device)
         with self.phase("speed"):
             forced = {
                 name: functools.partial(generate, eos_token_id=[]) if name == "SVDecode" else _without_end(generate)
@@ -180,7 +180,7 @@ class Demo:
             "interval": paired_interval(steered - plain, self.seed),
         }
 
-    def answers(self, generators: dict, splits: Splits) -> dict[str, object]:
+    def answers(self, generators: dict, splits: Splits, device: torch.device) -> dict[str, object]:
         """Exact match of greedy answers, paired difference, and three questions to look at."""
         found = {
             name: answer_all(
@@ -188,7 +188,7 @@ class Demo:
                 self.tokenizer,
                 splits.test,
                 name=name,
-                device=next(iter(generators.values())).func.__self__.device,
+                device=device,
                 progress=self.progress,
                 batch_size=EVALUATION_BATCH,
             )
