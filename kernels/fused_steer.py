@@ -49,16 +49,17 @@ from svdecode.kernels.row_algebra import (
 )
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_kl, row_statistics
-from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
 from torch import Tensor
 
+from svdecode import registry
 from svdecode.constants import KL
 
 # What the backward needs of a row again: everything but its logits.
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
     tl.constexpr(i) for i in range(6)
 )
-SAVED_FIELDS = tl.constexpr(6)
+SAVED_FIELDS = tl.constexpr(registry.SAVED_FIELDS)
 
 
 @triton.jit
@@ -301,13 +302,12 @@ def optimal_strength(
     return out[4:]
 
 
-_FLAGS = {"TILES": (TILES,), "TILE": (TILE,), "SPLITS": (32,)}
 KERNEL_VARIANTS = [
     (
         steered_output_kernel,
         {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0, 2), "LABELS": (True,), "WITH_KL": (True,)}
         | {"DENSE": (True, False)}
-        | _FLAGS,
+        | COMPILED_ROW,
         3,
     ),
 ]

@@ -19,7 +19,7 @@ from svdecode.kernels.fused_steer import (
 from svdecode.kernels.row_algebra import NEG_INF, shift_outside, steered, steering
 from svdecode.kernels.row_layout import row_start
 from svdecode.kernels.row_statistics import load_field, load_label
-from svdecode.kernels.settings import TILE, TILES
+from svdecode.kernels.settings import COMPILED_BLOCKS, TILE
 
 G_SUM, G_DELTA, PS_DELTA, G_OUTSIDE, PS_OUTSIDE = (tl.constexpr(i) for i in range(5))
 GRADIENT_FIELDS = tl.constexpr(5)
@@ -248,9 +248,8 @@ def strength_gradient_kernel(
     tl.store(grad_mu_out_ptr + row64 * num_strengths + m, tl.where(used, grad * slope, 0.0))
 
 
-_BLOCKS = {"TILES": (TILES,), "TILE": (TILE,)}
 KERNEL_VARIANTS = [
-    (steer_gradient_sums_kernel, {"KL_DIRECTION": (True,), "DROP": (True, False)} | _BLOCKS, 3),
+    (steer_gradient_sums_kernel, {"KL_DIRECTION": (True,), "DROP": (True, False)} | COMPILED_BLOCKS, 3),
     (
         gradient_coefficients_kernel,
         {"DROP": (False,), "DENSE": (True,), "OWN_STRENGTH": (True,), "LABELS": (True,), "SPLITS": (32,)},

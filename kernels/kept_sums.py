@@ -30,7 +30,7 @@ from svdecode.kernels.row_algebra import (
 )
 from svdecode.kernels.row_layout import row_start
 from svdecode.kernels.row_statistics import load_field, load_label, load_tile, merge_row
-from svdecode.kernels.settings import TILE, TILES
+from svdecode.kernels.settings import COMPILED_ROW
 
 from svdecode.constants import IGNORE_INDEX
 
@@ -201,18 +201,17 @@ def kept_sums_kernel(
             tl.store(out_row + token, tl.full([TILE], float("-inf"), tl.float32), mask=token < vocabulary)
 
 
-_FLAGS = {"TILES": (TILES,), "TILE": (TILE,), "SPLITS": (32,)}
 KERNEL_VARIANTS = [
     (
         kept_sums_kernel,
         {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0,), "SUMS": (True,), "STEER": (True,), "FILL": (True,)}
-        | _FLAGS,
+        | COMPILED_ROW,
         3,
     ),
     (
         kept_sums_kernel,
         {"KL_DIRECTION": (False,), "DROP": (True,), "MU": (2,), "SUMS": (False,), "STEER": (True,), "FILL": (True,)}
-        | _FLAGS,
+        | COMPILED_ROW,
         3,
     ),
 ]

@@ -21,7 +21,7 @@ from svdecode.kernels.kept_sums import IGNORE
 from svdecode.kernels.row_algebra import NEG_INF, difference_from_top, shift_outside, steered, steering
 from svdecode.kernels.row_layout import row_start
 from svdecode.kernels.row_statistics import load_field, load_label, load_tile
-from svdecode.kernels.settings import TILE, TILES
+from svdecode.kernels.settings import COMPILED_BLOCKS
 
 STEER, NLL, VECTOR = (tl.constexpr(i) for i in range(3))
 
@@ -232,18 +232,17 @@ def logits_gradient_kernel(
             tl.store(pre_grad_out_ptr + row64 * vocabulary + token, grad_a, mask=inside)
 
 
-_BLOCKS = {"TILES": (TILES,), "TILE": (TILE,)}
 _MODES = [
     {"KL_DIRECTION": (True,), "DROP": (True, False), "MODE": (0,), "DENSE": (True,), "LABELS": (True,)},
     {"KL_DIRECTION": (True,), "DROP": (False,), "MODE": (1,), "DENSE": (False,), "LABELS": (False,)},
     {"KL_DIRECTION": (False,), "DROP": (True,), "MODE": (2,), "DENSE": (True,), "LABELS": (False,)},
 ]
 KERNEL_VARIANTS = [
-    *((delta_gradient_sums_kernel, mode | _BLOCKS, 3) for mode in _MODES),
+    *((delta_gradient_sums_kernel, mode | COMPILED_BLOCKS, 3) for mode in _MODES),
     *(
         (
             logits_gradient_kernel,
-            mode | {"GRAD_KL": (True,), "NEED_PRE": (True,), "NEED_FT": (True,), "SPLITS": (32,)} | _BLOCKS,
+            mode | {"GRAD_KL": (True,), "NEED_PRE": (True,), "NEED_FT": (True,), "SPLITS": (32,)} | COMPILED_BLOCKS,
             3,
         )
         for mode in _MODES

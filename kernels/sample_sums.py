@@ -19,7 +19,7 @@ from svdecode.kernels.row_algebra import (
 )
 from svdecode.kernels.row_layout import row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row
-from svdecode.kernels.settings import TILE, TILES
+from svdecode.kernels.settings import COMPILED_ROW
 
 BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(i) for i in range(4))
 SAMPLE_FIELDS = tl.constexpr(4)
@@ -106,11 +106,10 @@ def sample_sums_kernel(
         tl.store(own + MASS * num_splits, mass)
 
 
-_FLAGS = {"TILES": (TILES,), "TILE": (TILE,), "SPLITS": (32,)}
 KERNEL_VARIANTS = [
     (
         sample_sums_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0,), "GREEDY": (True, False)} | _FLAGS,
+        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0,), "GREEDY": (True, False)} | COMPILED_ROW,
         2,
     ),
 ]

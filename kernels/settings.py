@@ -20,6 +20,10 @@ TILE = 1024
 TILES = 4
 SPLIT = TILE * TILES
 STRENGTHS = 4
+COMPILED_BLOCKS = {"TILES": (TILES,), "TILE": (TILE,)}
+COMPILED_ROW = {**COMPILED_BLOCKS, "SPLITS": (32,)}
+"""Block sizes with which `bench/compile_report.py` compiles kernels; 32 splits are V = 128,256."""
+
 LAUNCH = {"num_warps": 4, "maxnreg": 168}
 
 

@@ -49,7 +49,7 @@ from svdecode.kernels.sample_sums import (
     sample_sums_kernel,
     steered_tile,
 )
-from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
 from torch import Tensor
 
 from svdecode.constants import KL
@@ -271,19 +271,18 @@ def steer_sample(
     return tokens, logprobs
 
 
-_FLAGS = {"TILES": (TILES,), "TILE": (TILE,), "SPLITS": (32,)}
 KERNEL_VARIANTS = [
     (
         pick_token_kernel,
         {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (0,), "GREEDY": (True,), "TOP_K": (False,), "TOP_P": (False,)}
-        | _FLAGS,
+        | COMPILED_ROW,
         2,
     ),
     (
         pick_token_kernel,
         {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (1,), "GREEDY": (False,), "TOP_K": (True,)}
         | {"TOP_P": (True, False)}
-        | _FLAGS,
+        | COMPILED_ROW,
         2,
     ),
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from svdecode.backends import implementation
 
 SAVED_FIELDS = 6
-"""What a kernel keeps of each row for its backward, float32 (`SAVED_FIELDS` of kernels/fused_steer.py)."""
+"""What a kernel keeps of each row for its backward, float32; kernels/fused_steer.py says what."""
 
 _LIBRARY = torch.library.Library("svdecode", "DEF")
 

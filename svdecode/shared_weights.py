@@ -33,18 +33,13 @@ def share_weights(root: nn.Module, replace: Callable[[nn.Module], nn.Module] = l
             if name == "_modules":
                 value = {key: None if child is None else copy_of(child) for key, child in value.items()}
             elif isinstance(value, dict):
-                value = type(value)(value) if type(value) is dict else _shallow(value)
+                value = value.copy()
             else:
                 value = _rebound(value, module, copy)
             copy.__dict__[name] = value
         return copy
 
     return copy_of(root)
-
-
-def _shallow(mapping: dict) -> dict:
-    """Copy OrderedDict and friends by their own method."""
-    return mapping.copy()
 
 
 def _rebound(value: object, old: nn.Module, new: nn.Module) -> object:
