@@ -54,6 +54,7 @@ from torch import Tensor
 
 from svdecode import registry
 from svdecode.constants import KL
+from svdecode.strength import number_or_rows
 
 # What the backward needs of a row again: everything but its logits.
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
@@ -210,13 +211,10 @@ def log_threshold(alpha: float) -> float:
     return math.log(alpha) if alpha > 0 else -math.inf
 
 
-def strength_source(mu: Tensor | None, shape: torch.Size) -> tuple[int, float, Tensor | None]:
-    """(source, number, per-row tensor): a 0-dim CPU tensor is a number, so that reading it never waits for a GPU."""
-    if mu is None:
-        return OWN.value, 0.0, None
-    if mu.dim() == 0 and mu.device.type == "cpu":
-        return NUMBER.value, mu.item(), None
-    return PER_ROW.value, 0.0, mu.float().expand(shape).reshape(-1).contiguous()
+def strength_source(mu: float | Tensor | None, shape: torch.Size) -> tuple[int, float, Tensor | None]:
+    """(source, number, per-row tensor)."""
+    number, rows = number_or_rows(mu, shape)
+    return (OWN if mu is None else NUMBER if rows is None else PER_ROW).value, number, rows
 
 
 def fused_steer(
@@ -297,8 +295,7 @@ def optimal_strength(
     logits_pre: Tensor, logits_ft: Tensor, labels: Tensor, alpha: float, direction: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mu_star, moments, saved): the row scalars of `fused_steer` alone; nothing of size (..., V) is written."""
-    mu = torch.zeros((), dtype=torch.float64)
-    out = fused_steer(logits_pre, logits_ft, mu, labels, alpha, -math.inf, direction, eps, return_kl=False, dense=False)
+    out = fused_steer(logits_pre, logits_ft, 0.0, labels, alpha, -math.inf, direction, eps, return_kl=False, dense=False)
     return out[4:]
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from svdecode import compiled
+
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "SVDECODE_BACKEND"
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -32,8 +34,10 @@ def triton_is_interpreted() -> bool:
 
 def _missing(name: str) -> str | None:
     """Why a backend cannot run here, or None."""
-    if name in ("cpu", "cuda"):
-        return "this version has no compiled operators yet"
+    if name == "cpu":
+        return compiled.WHY_MISSING
+    if name == "cuda":
+        return compiled.why_cuda_missing()
     if name == "triton" and not _HAS_TRITON:
         return "the package triton is not installed"
     if name == "triton" and not triton_is_interpreted() and not torch.cuda.is_available():
@@ -51,6 +55,8 @@ def backends() -> dict[str, Backend]:
     runs_on = {
         "reference": lambda: "plain PyTorch",
         "triton": lambda: "interpreted (TRITON_INTERPRET=1)" if interpreted else torch.cuda.get_device_name(),
+        "cpu": lambda: f"C++, {compiled.instruction_set()}",
+        "cuda": lambda: "emulated on the host" if compiled.CUDA_IS_EMULATED else torch.cuda.get_device_name(),
     }
     missing = {name: _missing(name) for name in NAMES}
     return {name: Backend(why is None, why or runs_on[name]()) for name, why in missing.items()}
@@ -59,6 +65,11 @@ def backends() -> dict[str, Backend]:
 @functools.cache
 def implementation(name: str, operator: str) -> Callable:
     """The function that computes an operator on a backend; its module is imported on first use."""
+    if name in ("cpu", "cuda"):
+        found = compiled.implementation(name, operator)
+        if found is not None:
+            return found
+        name = "triton" if _HAS_TRITON else "reference"
     if name == "triton":
         return getattr(importlib.import_module("svdecode.kernels"), operator)
     part = "reference_backward" if operator.endswith("_backward") else "reference"
@@ -70,7 +81,7 @@ def choose(backend: object, device: torch.device, dtypes: tuple[torch.dtype, ...
     has_float64 = torch.float64 in dtypes
     if backend is None:
         # The environment variable and the device pick among what can run this call; only the argument insists.
-        wanted = os.environ.get(ENVIRONMENT_VARIABLE) or ("triton" if device.type == "cuda" else "reference")
+        wanted = os.environ.get(ENVIRONMENT_VARIABLE) or _BY_DEVICE.get(device.type, "reference")
         if wanted not in NAMES:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} must be one of {', '.join(NAMES)}, got {wanted!r}")
         return wanted if _runs_on(wanted, device) and not has_float64 else "reference"
@@ -86,7 +97,16 @@ def choose(backend: object, device: torch.device, dtypes: tuple[torch.dtype, ...
     return backend
 
 
+_BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+"""Where nothing is asked for. The CUDA operators may take over from Triton where a GPU has measured them faster; none has yet."""
+
+
 def _runs_on(name: str, device: torch.device) -> bool:
     if name == "triton":
         return _HAS_TRITON and (device.type == "cuda" or (device.type == "cpu" and triton_is_interpreted()))
+    if name == "cpu":
+        return device.type == "cpu" and compiled.WHY_MISSING is None
+    if name == "cuda":
+        on = "cpu" if compiled.CUDA_IS_EMULATED else "cuda"
+        return device.type == on and compiled.HAS_CUDA
     return name == "reference"

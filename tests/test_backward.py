@@ -18,7 +18,8 @@ def assert_gradients_close(got, expected):
     for g, e in zip(got, expected, strict=True):
         scale = e.abs().amax().item() if e.numel() else 0.0
         tolerance = 1e-2 if g.dtype in (torch.bfloat16, torch.float16) else 1e-4
-        torch.testing.assert_close(g.double(), e.double(), rtol=tolerance, atol=tolerance * scale + 1e-12)
+        # 1e-8: where the truth is 0, what terms of size 0.1 leave when they cancel in float32
+        torch.testing.assert_close(g.double(), e.double(), rtol=tolerance, atol=tolerance * scale + 1e-8)
 
 
 def gradients(loss, *tensors):

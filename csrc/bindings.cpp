@@ -1,0 +1,191 @@
+// torch.ops.svdecode_compiled: what svdecode/compiled.py calls for the backends "cpu" and "cuda".
+//
+// Written against torch's stable ABI (2.11 and later), so that one binary serves CPU and CUDA builds of several torch versions.
+// Arguments have been checked by svdecode/validation.py. A result that is not asked for comes back as None.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "devices.h"
+#include "tensors.h"
+
+namespace svdecode {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+float* floats(const MaybeTensor& tensor) { return tensor ? static_cast<float*>(tensor->data_ptr()) : nullptr; }
+
+const int64_t* integers(const MaybeTensor& tensor) {
+  return tensor ? static_cast<const int64_t*>(tensor->data_ptr()) : nullptr;
+}
+
+MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t> trailing = {}) {
+  return wanted ? MaybeTensor(new_rows(like, ScalarType::Float, trailing)) : std::nullopt;
+}
+
+// A call costs 0.3 us for each of its arguments, hence one (4) float64 tensor for these four, and the bits of `Flags`.
+Settings unpack(const Tensor& settings) {
+  const double* values = static_cast<const double*>(settings.data_ptr());
+  Settings s;
+  s.log_alpha = values[0] > 0 ? static_cast<float>(std::log(values[0])) : -std::numeric_limits<float>::infinity();
+  s.penalty = static_cast<float>(values[1]);
+  s.eps = static_cast<float>(values[2]);
+  s.kl_direction = values[3] != 0;
+  return s;
+}
+
+// svdecode/compiled.py has the same.
+enum Flags { OWN_STRENGTH = 1, RETURN_KL = 2, DENSE = 4, SAVE = 8, NEED_PRE = 16, NEED_FT = 32, VECTOR = 64 };
+
+using Steered = std::tuple<MaybeTensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor>;
+
+// mu (rows) float32, or the number, or with OWN_STRENGTH each row's mu_star; labels (rows) int64.
+Steered fused_steer(
+    Tensor pre, Tensor ft, MaybeTensor mu, double number, MaybeTensor labels, Tensor settings, int64_t flags, MaybeTensor out) {
+  const RowLayout layout(pre, ft, out);
+  MaybeTensor logprobs = out;
+  if ((flags & DENSE) && !out) logprobs = new_rows(ft, ScalarType::Float, {ft.size(-1)});
+  Tensor strength = new_rows(ft, ScalarType::Float), count = new_rows(ft, ScalarType::Int);
+  MaybeTensor kl = maybe(flags & RETURN_KL, ft), mu_star = maybe(labels.has_value(), ft);
+  MaybeTensor moments = maybe(labels.has_value(), ft, {3}), saved = maybe(flags & SAVE, ft, {SAVED_FIELDS});
+
+  SteerArguments g;
+  g.rows = layout.rows();
+  if (logprobs) g.out = out ? layout.third() : layout.contiguous(*logprobs);
+  g.settings = unpack(settings);
+  g.source = flags & OWN_STRENGTH ? Strength::own : mu ? Strength::per_row : Strength::number;
+  g.mu = static_cast<float>(number);
+  g.mu_rows = floats(mu);
+  g.labels = integers(labels);
+  g.mu_out = static_cast<float*>(strength.data_ptr());
+  g.count_out = static_cast<int32_t*>(count.data_ptr());
+  g.kl_out = floats(kl);
+  g.mu_star_out = floats(mu_star);
+  g.moments_out = floats(moments);
+  g.saved_out = floats(saved);
+  if (g.rows.count > 0) device_of(ft).fused_steer(g);
+  if (out) layout.copy_back(*out);
+  return {out ? std::nullopt : logprobs, strength, count, kl, mu_star, moments, saved};
+}
+
+std::tuple<Tensor, Tensor> steer_sample(
+    Tensor pre, Tensor ft, MaybeTensor mu, double number, Tensor uniform, double temperature, int64_t top_k, double top_p,
+    Tensor settings) {
+  const RowLayout layout(pre, ft);
+  Tensor tokens = new_rows(ft, ScalarType::Long), logprobs = new_rows(ft, ScalarType::Float);
+  SampleArguments g;
+  g.rows = layout.rows();
+  g.settings = unpack(settings);
+  g.mu = static_cast<float>(number);
+  g.mu_rows = floats(mu);
+  g.uniform = static_cast<const float*>(uniform.data_ptr());
+  g.temperature = static_cast<float>(temperature);
+  g.top_k = top_k;
+  g.top_p = static_cast<float>(top_p);
+  g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
+  g.logprobs_out = static_cast<float*>(logprobs.data_ptr());
+  if (g.rows.count > 0) device_of(ft).steer_sample(g);
+  return {tokens, logprobs};
+}
+
+std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor settings) {
+  const RowLayout layout(pre, ft);
+  NllArguments g;
+  g.strengths = mu.size(0);
+  Tensor nll = new_rows(ft, ScalarType::Float, {g.strengths}), saved = new_rows(ft, ScalarType::Float, {SAVED_FIELDS});
+  g.rows = layout.rows();
+  g.settings = unpack(settings);
+  g.mu = static_cast<const float*>(mu.data_ptr());
+  g.labels = static_cast<const int64_t*>(labels.data_ptr());
+  g.nll_out = static_cast<float*>(nll.data_ptr());
+  g.saved_out = static_cast<float*>(saved.data_ptr());
+  if (g.rows.count > 0) device_of(ft).steered_nll(g);
+  return {nll, saved};
+}
+
+std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor settings) {
+  const RowLayout layout(pre, ft);
+  Tensor delta = new_rows(ft, ScalarType::Float, {ft.size(-1)}), saved = new_rows(ft, ScalarType::Float, {SAVED_FIELDS});
+  VectorArguments g;
+  g.rows = layout.rows();
+  g.out = layout.contiguous(delta);
+  g.settings = unpack(settings);
+  g.saved_out = static_cast<float*>(saved.data_ptr());
+  if (g.rows.count > 0) device_of(ft).steering_vector(g);
+  return {delta, saved};
+}
+
+// The gradients of one operator, told apart by which incoming gradients there are: grad_dense (..., V) is that of the log-probs, or
+// with VECTOR that of delta; grad_nll (rows, M) comes with the NLL, mu (M) and labels.
+std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
+    Tensor pre, Tensor ft, Tensor saved, MaybeTensor grad_dense, MaybeTensor grad_mu, MaybeTensor grad_kl,
+    MaybeTensor grad_mu_star, MaybeTensor grad_moments, MaybeTensor grad_nll, MaybeTensor mu, MaybeTensor labels,
+    MaybeTensor kl, MaybeTensor moments, MaybeTensor nll, Tensor settings, int64_t flags) {
+  const bool vector = flags & VECTOR;
+  const RowLayout layout(pre, ft, grad_dense);
+  BackwardArguments g;
+  g.rows = layout.rows();
+  g.settings = unpack(settings);
+  g.saved = static_cast<const float*>(saved.data_ptr());
+  if (grad_dense) (vector ? g.grad_delta : g.grad_logprobs) = layout.third();
+  g.grad_mu = floats(grad_mu);
+  g.grad_kl = floats(grad_kl);
+  g.grad_mu_star = floats(grad_mu_star);
+  g.grad_moments = floats(grad_moments);
+  g.grad_nll = floats(grad_nll);
+  g.own_strength = flags & OWN_STRENGTH;
+  g.mu = floats(mu);
+  g.strengths = grad_nll ? mu->size(0) : 0;
+  g.labels = integers(labels);
+  g.kl = floats(kl);
+  g.moments = floats(moments);
+  g.nll = floats(nll);
+  MaybeTensor pre_grad, ft_grad, mu_grad;
+  if (flags & NEED_PRE) pre_grad = new_rows(pre, pre.scalar_type(), {pre.size(-1)});
+  if (flags & NEED_FT) ft_grad = new_rows(ft, ft.scalar_type(), {ft.size(-1)});
+  if (grad_nll) {
+    mu_grad = new_rows(ft, ScalarType::Float, {g.strengths});
+  } else if (!vector) {
+    mu_grad = new_rows(ft, ScalarType::Float);
+  }
+  g.pre_grad_out = pre_grad ? pre_grad->data_ptr() : nullptr;
+  g.ft_grad_out = ft_grad ? ft_grad->data_ptr() : nullptr;
+  g.mu_grad_out = floats(mu_grad);
+  if (g.rows.count > 0) device_of(ft).backward(g);
+  return {pre_grad, ft_grad, mu_grad};
+}
+
+}  // namespace
+}  // namespace svdecode
+
+STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
+  m.def(
+      "fused_steer(Tensor pre, Tensor ft, Tensor? mu, float number, Tensor? labels, Tensor settings, int flags, "
+      "Tensor(a!)? out) -> (Tensor?, Tensor, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
+  m.def(
+      "steer_sample(Tensor pre, Tensor ft, Tensor? mu, float number, Tensor uniform, float temperature, int top_k, "
+      "float top_p, Tensor settings) -> (Tensor, Tensor)");
+  m.def("steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor settings) -> (Tensor, Tensor)");
+  m.def("steering_vector(Tensor pre, Tensor ft, Tensor settings) -> (Tensor, Tensor)");
+  m.def(
+      "backward(Tensor pre, Tensor ft, Tensor saved, Tensor? grad_dense, Tensor? grad_mu, Tensor? grad_kl, "
+      "Tensor? grad_mu_star, Tensor? grad_moments, Tensor? grad_nll, Tensor? mu, Tensor? labels, Tensor? kl, "
+      "Tensor? moments, Tensor? nll, Tensor settings, int flags) -> (Tensor?, Tensor?, Tensor?)");
+  m.def("instruction_set(str wanted) -> str");
+  m.def("has_cuda() -> bool");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(SVDECODE_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("fused_steer", TORCH_BOX(&svdecode::fused_steer));
+  m.impl("steer_sample", TORCH_BOX(&svdecode::steer_sample));
+  m.impl("steered_nll", TORCH_BOX(&svdecode::steered_nll));
+  m.impl("steering_vector", TORCH_BOX(&svdecode::steering_vector));
+  m.impl("backward", TORCH_BOX(&svdecode::backward));
+  m.impl("instruction_set", TORCH_BOX(&svdecode::instruction_set));
+  m.impl("has_cuda", TORCH_BOX(&svdecode::has_cuda));
+}

@@ -1,0 +1,38 @@
+// steering_vector on a CPU: delta on K, 0 elsewhere.
+#pragma once
+
+#include "tile.h"
+
+namespace svdecode {
+namespace SVDECODE_TARGET {
+
+inline void steering_vector(const VectorArguments& g, ParallelFor parallel_for, int threads) {
+  Workers(parallel_for, threads).rows(g.rows, [&](int64_t row, const Workers& inside) {
+    const RowPair pair(g.rows, row);
+    Scratch<Statistics> pieces(pair.tiles());
+    const Row values = finalise(row_statistics<false>(pair, pieces.get(), inside));
+    const float threshold = values.max + g.settings.log_alpha;
+    float* const out = out_row(g.rows, g.out, row);
+    if (g.saved_out) save_row(g.saved_out + SAVED_FIELDS * row, values, 0.0f, 0.0f);
+    if (!values.valid) return fill(out, g.rows.vocabulary, NOT_A_NUMBER);
+    inside.tiles(pair.tiles(), pair.tiles(), [&](int64_t begin, int64_t end) {
+      Buffers buffers;
+      for (int64_t t = begin; t < end; ++t) {
+        float* __restrict__ delta = out + pair.begin(t);
+        if (pieces[t].max < threshold) {
+          fill(delta, pair.count(t), 0.0f);
+          continue;
+        }
+        const Tile tile = pair.load(t, buffers);
+#pragma omp simd
+        for (int i = 0; i < tile.count; ++i) {
+          const Steering s = steering(tile.z[i], tile.a[i], values, g.settings.kl_direction);
+          delta[i] = tile.z[i] >= threshold ? s.delta : 0.0f;
+        }
+      }
+    });
+  });
+}
+
+}  // namespace SVDECODE_TARGET
+}  // namespace svdecode

@@ -1,0 +1,344 @@
+// Rows, tiles and threads of the CPU operators.
+//
+// A row is cut into tiles of TILE tokens. All sums are kept per tile and merged in the order of the tiles, so a row's result does
+// not depend on how tiles and rows are shared out among threads. A tile of both inputs is 16 KB in fp32 and stays in the L1 cache
+// while its loops run over it; bf16 and fp16 are converted into a buffer once. Loops are plain and marked `omp simd`.
+#pragma once
+
+#include <stdlib.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include "../arguments.h"
+#include "../row_algebra.h"
+
+namespace svdecode {
+namespace SVDECODE_TARGET {
+
+constexpr int TILE = 2048;
+constexpr int BLOCK = 64;               // unit inside a tile that is skipped where it holds no kept token
+constexpr int CHUNK = 512;              // unit of prefetching
+constexpr int64_t STREAMED = int64_t{1} << 20;  // output of more tokens than this goes around the caches
+constexpr int64_t TASK_TOKENS = 16384;  // less than this is not worth waking a thread for
+
+// Threads: the shares of [0, count) run on torch's pool, or here where there is one thread.
+class Workers {
+ public:
+  Workers(ParallelFor parallel_for, int threads) : parallel_for_(parallel_for), threads_(threads) {}
+  static Workers one() { return Workers(nullptr, 1); }
+  int threads() const { return threads_; }
+
+  template <class Body>
+  void run(int64_t count, int64_t grain, const Body& body) const {
+    if (threads_ == 1 || count <= grain) {
+      if (count > 0) body(int64_t{0}, count);
+      return;
+    }
+    parallel_for_(
+        0, count, grain, [](int64_t begin, int64_t end, void* f) { (*static_cast<const Body*>(f))(begin, end); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  // body(begin, end) over tiles, `busy` of which are work; a few are not worth waking a thread for.
+  template <class Body>
+  void tiles(int64_t count, int64_t busy, const Body& body) const {
+    const int64_t grain = TASK_TOKENS / TILE;
+    run(count, busy < 2 * grain ? count : grain, body);
+  }
+
+  // body(row, workers for inside): rows are shared out where they keep all threads busy, else the tiles inside each.
+  template <class Body>
+  void rows(const Rows& rows, const Body& body) const {
+    const bool balanced = rows.count % threads_ == 0 || rows.count >= 8 * threads_;
+    if (balanced || rows.vocabulary < TASK_TOKENS) {
+      const int64_t grain = 1 + (TASK_TOKENS - 1) / rows.vocabulary;
+      run(rows.count, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) body(row, one());
+      });
+    } else {
+      for (int64_t row = 0; row < rows.count; ++row) body(row, *this);
+    }
+  }
+
+ private:
+  ParallelFor parallel_for_;
+  int threads_;
+};
+
+// Uninitialised or zeroed memory of one row's work, trivially constructible types only. Not std::vector: its members would be
+// compiled for one instruction set and linked into the code of another.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(static_cast<T*>(calloc(count ? count : 1, sizeof(T)))) {
+    if (data_ == nullptr) abort();
+  }
+  ~Scratch() { free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T& operator[](int64_t i) { return data_[i]; }
+  T* get() { return data_; }
+
+ private:
+  T* data_;
+};
+
+inline int64_t row_start(const Rows& rows, const int64_t* strides, int64_t row) {
+  int64_t start = 0;
+  for (int level = LEVELS - 1; level > 0; --level) {
+    start += row % rows.sizes[level] * strides[level];
+    row /= rows.sizes[level];
+  }
+  return start + row * strides[0];
+}
+
+inline int element_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+SVDECODE_FUNCTION float from_bfloat16(uint16_t x) { return from_bits(static_cast<uint32_t>(x) << 16); }
+
+SVDECODE_FUNCTION uint16_t to_bfloat16(float x) {
+  const uint32_t bits = to_bits(x);
+  const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);  // to nearest, ties to even
+  return static_cast<uint16_t>((x != x ? 0x7FC00000u : rounded) >> 16);
+}
+
+// The exponent is moved by a multiplication, which is right for subnormal numbers too; infinities and NaN keep theirs.
+SVDECODE_FUNCTION float from_float16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x & 0x7FFF) << 13;
+  const float magnitude = from_bits(bits) * 0x1p112f;
+  const uint32_t special = (x & 0x7C00) == 0x7C00 ? 0x7F800000u : 0u;
+  return from_bits(to_bits(magnitude) | special | static_cast<uint32_t>(x & 0x8000) << 16);
+}
+
+// To nearest, ties to even, as torch: adding a power of two with the wanted last bit lets the hardware round.
+SVDECODE_FUNCTION uint16_t to_float16(float x) {
+  const uint32_t sign = to_bits(x) >> 16 & 0x8000;
+  const float magnitude = fabsf(x);
+  const uint32_t bits = to_bits(magnitude);
+  const uint32_t subnormal = to_bits(magnitude + 0.5f) - to_bits(0.5f);
+  const uint32_t normal = (bits + 0xFFF + (bits >> 13 & 1) - (112u << 23)) >> 13;
+  const uint32_t finite = magnitude < 0x1p-14f ? subnormal : normal;
+  const uint32_t result = magnitude >= 65520.0f ? 0x7C00u : finite;
+  return static_cast<uint16_t>((x != x ? 0x7E00u : result) | sign);
+}
+
+inline float load_one(const void* row, Dtype dtype, int64_t token) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(row)[token];
+  const uint16_t half = static_cast<const uint16_t*>(row)[token];
+  return dtype == Dtype::bfloat16 ? from_bfloat16(half) : from_float16(half);
+}
+
+// Tokens of a row as fp32: where they lie, or converted into the buffer.
+inline const float* load(const void* row, Dtype dtype, int64_t begin, int count, float* __restrict__ buffer) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(row) + begin;
+  const uint16_t* __restrict__ half = static_cast<const uint16_t*>(row) + begin;
+  if (dtype == Dtype::bfloat16) {
+#pragma omp simd
+    for (int i = 0; i < count; ++i) buffer[i] = from_bfloat16(half[i]);
+  } else {
+#pragma omp simd
+    for (int i = 0; i < count; ++i) buffer[i] = from_float16(half[i]);
+  }
+  return buffer;
+}
+
+inline void store(void* row, Dtype dtype, int64_t begin, int count, const float* __restrict__ values) {
+  if (dtype == Dtype::float32) {
+    memcpy(static_cast<float*>(row) + begin, values, count * sizeof(float));
+    return;
+  }
+  uint16_t* __restrict__ half = static_cast<uint16_t*>(row) + begin;
+  if (dtype == Dtype::bfloat16) {
+#pragma omp simd
+    for (int i = 0; i < count; ++i) half[i] = to_bfloat16(values[i]);
+  } else {
+#pragma omp simd
+    for (int i = 0; i < count; ++i) half[i] = to_float16(values[i]);
+  }
+}
+
+inline void fill(float* __restrict__ out, int64_t count, float value) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) out[i] = value;
+}
+
+// The same around the caches: a line that is written whole need not be read first, and what is in the caches stays there.
+inline void stream(float* out, int64_t count, float value) {
+#if defined(__SSE2__)
+  int64_t i = 0;
+  for (; i < count && reinterpret_cast<uintptr_t>(out + i) % 16 != 0; ++i) out[i] = value;
+  const __m128 four = _mm_set1_ps(value);
+  for (; i + 4 <= count; i += 4) _mm_stream_ps(out + i, four);
+  for (; i < count; ++i) out[i] = value;
+#else
+  fill(out, count, value);
+#endif
+}
+
+// Before other threads may read what `stream` wrote.
+inline void finish_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+struct Buffers {
+  alignas(64) float z[TILE];
+  alignas(64) float a[TILE];
+};
+
+struct Tile {
+  const float* z;
+  const float* a;
+  int64_t begin;
+  int count;
+};
+
+// One row of both inputs.
+class RowPair {
+ public:
+  RowPair(const Rows& rows, int64_t row) : rows_(rows) {
+    pre_ = start(rows.pre, row);
+    ft_ = start(rows.ft, row);
+  }
+  int64_t tiles() const { return (rows_.vocabulary + TILE - 1) / TILE; }
+  int64_t begin(int64_t tile) const { return tile * TILE; }
+  int count(int64_t tile) const {
+    const int64_t left = rows_.vocabulary - begin(tile);
+    return left < TILE ? static_cast<int>(left) : TILE;
+  }
+  Tile load(int64_t tile, Buffers& buffers) const {
+    const int64_t first = begin(tile);
+    const int n = count(tile);
+    return {svdecode::SVDECODE_TARGET::load(ft_, rows_.ft.dtype, first, n, buffers.z),
+            svdecode::SVDECODE_TARGET::load(pre_, rows_.pre.dtype, first, n, buffers.a), first, n};
+  }
+  const float* load_ft(int64_t tile, Buffers& buffers) const {
+    return svdecode::SVDECODE_TARGET::load(ft_, rows_.ft.dtype, begin(tile), count(tile), buffers.z);
+  }
+  bool holds(int64_t token) const { return token >= 0 && token < rows_.vocabulary; }
+  // Of a token outside the vocabulary -inf, without an access.
+  float z(int64_t token) const { return holds(token) ? load_one(ft_, rows_.ft.dtype, token) : -INFINITE; }
+  float a(int64_t token) const { return holds(token) ? load_one(pre_, rows_.pre.dtype, token) : -INFINITE; }
+
+  // Ask for CHUNK tokens ahead of time, a line of one row after a line of the other. Always inlined: as a function of its own it has no
+  // effect that GCC knows of, and its calls were deleted.
+  SVDECODE_FUNCTION void prefetch(int64_t token) const {
+    if (token + CHUNK > rows_.vocabulary) return;
+    const int pre_size = element_size(rows_.pre.dtype), ft_size = element_size(rows_.ft.dtype);
+    const int line = 64 / (pre_size > ft_size ? pre_size : ft_size);
+    const char* ft = static_cast<const char*>(ft_) + token * ft_size;
+    const char* pre = static_cast<const char*>(pre_) + token * pre_size;
+    for (int i = 0; i < CHUNK; i += line) {
+      __builtin_prefetch(ft + i * ft_size);
+      __builtin_prefetch(pre + i * pre_size);
+    }
+  }
+
+ private:
+  const void* start(const Logits& logits, int64_t row) const {
+    return static_cast<const char*>(logits.data) + row_start(rows_, logits.strides, row) * element_size(logits.dtype);
+  }
+  const Rows& rows_;
+  const void* pre_;
+  const void* ft_;
+};
+
+// The first token at the maximum, or the tile's length where nothing compares equal (NaN).
+inline int first_at(const Tile& tile, float maximum) {
+  int begin = 0;
+  for (; begin + BLOCK <= tile.count; begin += BLOCK) {
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int i = 0; i < BLOCK; ++i) found |= tile.z[begin + i] == maximum;
+    if (found) break;
+  }
+  while (begin < tile.count && !(tile.z[begin] == maximum)) ++begin;
+  return begin;
+}
+
+// PLAIN: no token of the tile is excluded or has a vanishing e^u, so that nothing needs to be compared; nearly all tiles are.
+template <bool WITH_KL, bool PLAIN>
+inline void add_sums(const Tile& tile, int begin, int count, Statistics& s) {
+  const float* __restrict__ z = tile.z + begin;
+  const float* __restrict__ a = tile.a + begin;
+  const float top = finite_or_zero(s.max), pre_top = s.pre_top, pre_max = finite_or_zero(s.pre_max);
+  float total = 0, weighted = 0, pre_total = 0;
+  int lost = 0;
+#pragma omp simd reduction(+ : total, weighted, pre_total) reduction(| : lost)
+  for (int i = 0; i < count; ++i) {
+    const float u = z[i] - top;
+    const float e = PLAIN ? normal_exponential(u) : exponential(u);
+    const float d = PLAIN ? u - (a[i] - pre_top) : difference_from_top(u, a[i], top, pre_top);
+    total += e;
+    weighted += e * d;
+    if (WITH_KL) pre_total += PLAIN ? normal_exponential(a[i] - pre_max) : exponential(a[i] - pre_max);
+    if (WITH_KL && !PLAIN) lost |= (a[i] == -INFINITE) & (z[i] > -INFINITE);
+  }
+  s.total += total;
+  s.weighted += weighted;
+  s.pre_total += pre_total;
+  s.lost = larger(s.lost, lost ? 1.0f : 0.0f);
+}
+
+// Statistics of a tile of `pair`, whose next tile is asked for meanwhile.
+template <bool WITH_KL>
+inline Statistics tile_statistics(const RowPair& pair, const Tile& tile) {
+  const float* __restrict__ z = tile.z;
+  const float* __restrict__ a = tile.a;
+  float max = -INFINITE, min = INFINITE, pre_max = -INFINITE, pre_min = INFINITE;
+#pragma omp simd reduction(max : max, pre_max) reduction(min : min, pre_min)
+  for (int i = 0; i < tile.count; ++i) {
+    max = z[i] > max ? z[i] : max;
+    min = z[i] < min ? z[i] : min;
+    if (WITH_KL) pre_max = a[i] > pre_max ? a[i] : pre_max;
+    pre_min = a[i] < pre_min ? a[i] : pre_min;
+  }
+  if (!WITH_KL) {  // all that matters is whether there is any a > -inf
+    pre_max = pre_min;
+    for (int i = 0; pre_max == -INFINITE && i < tile.count; ++i) pre_max = larger(a[i], pre_max);
+  }
+  const int top = first_at(tile, max);
+  Statistics s;
+  s.max = max;
+  s.pre_max = pre_max;
+  s.pre_top = top < tile.count ? finite_or_zero(a[top]) : 0.0f;
+  const bool plain = min - max >= LEAST && (WITH_KL ? pre_min - pre_max >= LEAST : pre_min > -INFINITE);
+  for (int begin = 0; begin < tile.count; begin += CHUNK) {
+    const int count = begin + CHUNK < tile.count ? CHUNK : tile.count - begin;
+    pair.prefetch(tile.begin + TILE + begin);
+    plain ? add_sums<WITH_KL, true>(tile, begin, count, s) : add_sums<WITH_KL, false>(tile, begin, count, s);
+  }
+  return s;
+}
+
+// First pass of every operator: statistics of each tile into `pieces`, merged in their order.
+template <bool WITH_KL>
+inline Statistics row_statistics(const RowPair& pair, Statistics* pieces, const Workers& workers) {
+  workers.tiles(pair.tiles(), pair.tiles(), [&](int64_t begin, int64_t end) {
+    Buffers buffers;
+    for (int64_t t = begin; t < end; ++t) {
+      const Tile tile = pair.load(t, buffers);
+      pieces[t] = tile_statistics<WITH_KL>(pair, tile);
+    }
+  });
+  return merge(pieces, pair.tiles(), WITH_KL);
+}
+
+inline void save_row(float* saved, const Row& row, float normaliser, float mean) {
+  if (saved == nullptr) return;
+  saved[SAVED_MAXIMUM] = row.max;
+  saved[SAVED_TOTAL] = row.valid ? row.total : NOT_A_NUMBER;
+  saved[SAVED_PRE_TOP] = row.pre_top;
+  saved[SAVED_CENTRE] = row.centre;
+  saved[SAVED_NORMALISER] = normaliser;
+  saved[SAVED_MEAN] = mean;
+}
+
+inline float* out_row(const Rows& rows, const Logits& out, int64_t row) {
+  return out.data == nullptr ? nullptr : static_cast<float*>(out.data) + row_start(rows, out.strides, row);
+}
+
+}  // namespace SVDECODE_TARGET
+}  // namespace svdecode

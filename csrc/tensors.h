@@ -1,0 +1,131 @@
+// From torch's tensors to the pointers and strides of arguments.h.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+
+#include "arguments.h"
+
+namespace svdecode {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int MAX_DIMENSIONS = 16;
+
+// An uninitialised contiguous tensor (leading dimensions of `logits`, trailing) on its device.
+inline Tensor new_rows(const Tensor& logits, ScalarType dtype, std::initializer_list<int64_t> trailing = {}) {
+  int64_t sizes[MAX_DIMENSIONS + 1], strides[MAX_DIMENSIONS + 1];
+  const auto shape = logits.sizes();
+  int dims = 0;
+  for (; dims + 1 < static_cast<int>(shape.size()); ++dims) sizes[dims] = shape[dims];
+  for (const int64_t size : trailing) sizes[dims++] = size;
+  int64_t stride = 1;
+  for (int i = dims - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
+  }
+  int32_t type, device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(logits.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(logits.get(), &device));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), type, device, &handle));
+  return Tensor(handle);
+}
+
+// Where the rows of two or three tensors of one (..., V) shape begin: any strides, no copy, 64-bit offsets. Leading dimensions are
+// merged as far as all tensors allow; a copy is made only where a last dimension is not contiguous or more than LEVELS are left.
+class RowLayout {
+ public:
+  RowLayout(Tensor pre, Tensor ft, std::optional<Tensor> third = std::nullopt) : count_(third ? 3 : 2) {
+    tensors_[0] = std::move(pre);
+    tensors_[1] = std::move(ft);
+    if (third) tensors_[2] = std::move(*third);
+    STD_TORCH_CHECK(tensors_[1]->dim() <= MAX_DIMENSIONS, "more than ", MAX_DIMENSIONS, " dimensions");
+    const int64_t vocabulary = tensors_[1]->size(-1);
+    for (int t = 0; t < count_; ++t) {
+      if (vocabulary > 1 && tensors_[t]->stride(-1) != 1) copy(t);
+    }
+    if (!merge()) {
+      for (int t = 0; t < count_; ++t) copy(t);
+      merge();
+    }
+    rows_.vocabulary = static_cast<int32_t>(vocabulary);
+    rows_.pre = logits(0);
+    rows_.ft = logits(1);
+  }
+
+  const Rows& rows() const { return rows_; }
+  Logits third() const { return logits(2); }
+
+  // The rows of a contiguous float32 tensor that was made for this call.
+  Logits contiguous(const Tensor& tensor) const {
+    Logits result;
+    result.data = tensor.data_ptr();
+    int64_t stride = rows_.vocabulary;
+    for (int level = LEVELS - 1; level >= 0; --level) {
+      result.strides[level] = stride;
+      stride *= rows_.sizes[level];
+    }
+    return result;
+  }
+
+  // Results that were written into a copy of `out`, because of its layout.
+  void copy_back(Tensor& out) const {
+    if (copied_[2]) torch::stable::copy_(out, *tensors_[2]);
+  }
+
+ private:
+  void copy(int t) {
+    tensors_[t] = torch::stable::clone(torch::stable::contiguous(*tensors_[t]));
+    copied_[t] = true;
+  }
+
+  bool merge() {
+    int64_t sizes[LEVELS], strides[3][LEVELS];
+    int levels = 0;
+    rows_.count = 1;
+    const auto shape = tensors_[1]->sizes();
+    for (int d = 0; d + 1 < static_cast<int>(shape.size()); ++d) {
+      rows_.count *= shape[d];
+      if (shape[d] == 1) continue;
+      bool merges = levels > 0;
+      for (int t = 0; t < count_; ++t) merges = merges && strides[t][levels - 1] == shape[d] * tensors_[t]->stride(d);
+      if (!merges && levels == LEVELS) return false;
+      if (!merges) sizes[levels++] = 1;
+      sizes[levels - 1] *= shape[d];
+      for (int t = 0; t < count_; ++t) strides[t][levels - 1] = tensors_[t]->stride(d);
+    }
+    for (int level = 0; level < LEVELS; ++level) {
+      const int from = level - (LEVELS - levels);
+      rows_.sizes[level] = from < 0 ? 1 : sizes[from];
+      for (int t = 0; t < count_; ++t) strides_[t][level] = from < 0 ? 0 : strides[t][from];
+    }
+    return true;
+  }
+
+  Logits logits(int t) const {
+    Logits result;
+    result.data = tensors_[t]->data_ptr();
+    const ScalarType dtype = tensors_[t]->scalar_type();
+    result.dtype = dtype == ScalarType::Float      ? Dtype::float32
+                   : dtype == ScalarType::BFloat16 ? Dtype::bfloat16
+                                                   : Dtype::float16;
+    for (int level = 0; level < LEVELS; ++level) result.strides[level] = strides_[t][level];
+    return result;
+  }
+
+  int count_;
+  std::optional<Tensor> tensors_[3];  // a default Tensor would allocate a handle
+  bool copied_[3] = {};
+  int64_t strides_[3][LEVELS] = {};
+  Rows rows_;
+};
+
+}  // namespace svdecode

@@ -1,0 +1,178 @@
+"""The compiled operators, backends `cpu` and `cuda`: `csrc/` behind torch.ops, called as `reference.py` and the kernels are.
+
+The library is written against torch's stable ABI and holds the CPU operators and, where it was built with nvcc, the CUDA
+kernels. It may be missing (no compiler when svdecode was installed) or refuse to load: WHY_MISSING says so, and everything
+else works without it. What the CUDA part does not have (steered_nll, steering_vector, the gradients) the Triton kernels do.
+
+SVDECODE_LIBRARY names another library file to load. SVDECODE_CUDA_EMULATION names one built from the CUDA sources for the host
+(`csrc/emulation/`); backend "cuda" then runs on CPU tensors, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from svdecode.constants import KL
+from svdecode.strength import number_or_rows
+
+# csrc/bindings.cpp has the same.
+OWN_STRENGTH, RETURN_KL, DENSE, SAVE, NEED_PRE, NEED_FT, VECTOR = (1 << i for i in range(7))
+
+
+def _load(variable: str, otherwise: str | None) -> str | None:
+    """Load the library that an environment variable names, else that of this pattern here; say why it is missing, or None."""
+    override = os.environ.get(variable)
+    found = [Path(override)] if override else sorted(Path(__file__).parent.glob(otherwise)) if otherwise else []
+    if not found:
+        return "svdecode was installed without its compiled operators: it takes a C++ compiler, then `pip install` again"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:  # built for another platform, or for a torch that this one is not compatible with
+        return f"{found[0].name} does not load: {error.__cause__ or error}"
+    return None
+
+
+# Constants, not functions: torch.compile reads them while it traces.
+WHY_MISSING = _load("SVDECODE_LIBRARY", "_compiled*.so")
+"""Why backend "cpu" is not here, or None."""
+CUDA_IS_EMULATED = _load("SVDECODE_CUDA_EMULATION", None) is None
+"""Whether backend "cuda" runs on CPU tensors."""
+HAS_CUDA = CUDA_IS_EMULATED or (WHY_MISSING is None and torch.ops.svdecode_compiled.has_cuda())
+"""Whether the CUDA kernels are here; a GPU may still be missing."""
+
+
+def why_cuda_missing() -> str | None:
+    """Why backend "cuda" cannot run here, or None."""
+    if WHY_MISSING is not None and not HAS_CUDA:
+        return WHY_MISSING
+    if not HAS_CUDA:
+        return "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch, then `pip install` again"
+    return None if CUDA_IS_EMULATED or torch.cuda.is_available() else "torch sees no GPU"
+
+
+def instruction_set(wanted: str = "") -> str:
+    """The instruction set of the CPU operators in use: avx512, avx2 or base; `wanted` chooses another that this CPU has."""
+    return torch.ops.svdecode_compiled.instruction_set(wanted)
+
+
+@functools.lru_cache(maxsize=256)
+def _settings(alpha: float, penalty: float, direction: str, eps: float) -> Tensor:
+    """What csrc/bindings.cpp unpacks: a call costs less with one tensor than with four numbers."""
+    return torch.tensor([alpha, penalty, eps, direction == KL], dtype=torch.float64)
+
+
+def _flat(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    return None if values is None else values.to(dtype).contiguous()
+
+
+class Operators:
+    """The operators of one library, named and called as those of `reference.py`."""
+
+    def __init__(self, library) -> None:
+        self._fused_steer = library.fused_steer.default
+        self._steer_sample = library.steer_sample.default
+        self._steered_nll = library.steered_nll.default
+        self._steering_vector = library.steering_vector.default
+        self._backward = library.backward.default
+
+    def fused_steer(
+        self, logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, return_kl, out=None, save=True, dense=True
+    ) -> tuple[Tensor | None, ...]:
+        """(logprobs, mu, num_kept, kl, mu_star, moments, saved), None for the unasked."""
+        number, rows = number_or_rows(mu, logits_ft.shape[:-1])
+        flags = (OWN_STRENGTH if mu is None else 0) | (RETURN_KL if return_kl else 0)
+        flags |= (DENSE if dense else 0) | (SAVE if save else 0)
+        settings = _settings(alpha, penalty, direction, eps)
+        labels = _flat(labels, torch.int64)
+        logprobs, *rest = self._fused_steer(logits_pre, logits_ft, rows, number, labels, settings, flags, out)
+        return (logprobs if out is None else out, *rest)
+
+    def optimal_strength(self, logits_pre, logits_ft, labels, alpha, direction, eps) -> tuple[Tensor, ...]:
+        """(mu_star, moments, saved): the scalars of `fused_steer` alone."""
+        settings = (alpha, -math.inf, direction, eps, False)
+        return self.fused_steer(logits_pre, logits_ft, 0.0, labels, *settings, dense=False)[4:]
+
+    def steered_nll(self, logits_pre, logits_ft, labels, mu, alpha, penalty, direction) -> tuple[Tensor, Tensor]:
+        """(nll (..., M), saved)."""
+        settings = _settings(alpha, penalty, direction, 0.0)
+        return self._steered_nll(logits_pre, logits_ft, _flat(labels, torch.int64), _flat(mu), settings)
+
+    def steering_vector(self, logits_pre, logits_ft, alpha, direction) -> tuple[Tensor, Tensor]:
+        """(delta (..., V), saved)."""
+        return self._steering_vector(logits_pre, logits_ft, _settings(alpha, 0.0, direction, 0.0))
+
+    def steer_sample(
+        self, logits_pre, logits_ft, mu, uniform, temperature, top_k, top_p, alpha, penalty, direction
+    ) -> tuple[Tensor, Tensor]:
+        """(tokens, logprobs)."""
+        number, rows = number_or_rows(mu, logits_ft.shape[:-1])
+        settings = _settings(alpha, penalty, direction, 0.0)
+        truncation = (0 if top_k is None or top_k >= logits_ft.shape[-1] else top_k, 1.0 if top_p is None else top_p)
+        # A greedy call does not read it, and its zeros are one expanded number.
+        uniform = uniform.contiguous() if temperature > 0 else uniform
+        return self._steer_sample(logits_pre, logits_ft, rows, number, uniform, temperature, *truncation, settings)
+
+    def fused_steer_backward(
+        self, grad_logprobs, grad_mu, grad_kl, grad_mu_star, grad_moments, logits_pre, logits_ft, mu, labels, strength, kl,
+        moments, saved, alpha, penalty, direction, eps, need_pre, need_ft,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (...))."""
+        grads = (_flat(grad) for grad in (grad_mu, grad_kl, grad_mu_star, grad_moments))
+        own = mu is None and labels is not None
+        return self._gradients(
+            (logits_pre, logits_ft, saved, grad_logprobs, *grads, None, _flat(strength), _flat(labels, torch.int64)),
+            (kl, moments, None, _settings(alpha, penalty, direction, eps)),
+            (OWN_STRENGTH if own else 0, need_pre, need_ft),
+        )
+
+    def steered_nll_backward(
+        self, grad_nll, logits_pre, logits_ft, labels, mu, nll, saved, alpha, penalty, direction, need_pre, need_ft
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (M,))."""
+        grad_pre, grad_ft, per_row = self._gradients(
+            (logits_pre, logits_ft, saved, *(None,) * 5, _flat(grad_nll), _flat(mu), _flat(labels, torch.int64)),
+            (None, None, nll, _settings(alpha, penalty, direction, 0.0)),
+            (0, need_pre, need_ft),
+        )
+        return grad_pre, grad_ft, per_row.reshape(-1, mu.shape[0]).sum(0)
+
+    def steering_vector_backward(
+        self, grad_delta, logits_pre, logits_ft, saved, alpha, direction, need_pre, need_ft
+    ) -> tuple[Tensor, Tensor]:
+        """(dL/dlogits_pre, dL/dlogits_ft)."""
+        return self._gradients(
+            (logits_pre, logits_ft, saved, grad_delta, *(None,) * 7),
+            (None, None, None, _settings(alpha, -math.inf, direction, 0.0)),
+            (VECTOR, need_pre, need_ft),
+        )[:2]
+
+    def _gradients(self, tensors, rest, needs) -> list[Tensor]:
+        flags, need_pre, need_ft = needs
+        flags |= (NEED_PRE if need_pre else 0) | (NEED_FT if need_ft else 0)
+        grads = self._backward(*tensors, *rest, flags)
+        logits = (tensors[0], tensors[1], tensors[2])
+        return [x.new_empty(0) if grad is None else grad for grad, x in zip(grads, logits, strict=True)]
+
+
+@functools.cache
+def _operators(emulated: bool) -> Operators:
+    return Operators(torch.ops.svdecode_emulated if emulated else torch.ops.svdecode_compiled)
+
+
+_IN_CUDA = ("fused_steer", "optimal_strength", "steer_sample")
+
+
+def implementation(backend: str, operator: str) -> Callable | None:
+    """The function that computes an operator on `cpu` or `cuda`; None where the CUDA part does not have it."""
+    if backend == "cpu":
+        return getattr(_operators(emulated=False), operator)
+    return getattr(_operators(emulated=CUDA_IS_EMULATED), operator) if operator in _IN_CUDA else None
+
+
