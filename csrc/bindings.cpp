@@ -28,25 +28,26 @@ MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t
   return wanted ? MaybeTensor(new_rows(like, ScalarType::Float, trailing)) : std::nullopt;
 }
 
-// A call costs 0.3 us for each of its arguments, hence one (4) float64 tensor for these four, and the bits of `Flags`.
-Settings unpack(const Tensor& settings) {
-  const double* values = static_cast<const double*>(settings.data_ptr());
-  Settings s;
-  s.log_alpha = values[0] > 0 ? static_cast<float>(std::log(values[0])) : -std::numeric_limits<float>::infinity();
-  s.penalty = static_cast<float>(values[1]);
-  s.eps = static_cast<float>(values[2]);
-  s.kl_direction = values[3] != 0;
-  return s;
-}
-
-// svdecode/compiled.py has the same.
+// Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/compiled.py keeps for next time.
+enum Number { ALPHA, PENALTY, EPS, KL_DIRECTION, MU, FLAGS, TEMPERATURE, TOP_K, TOP_P };
 enum Flags { OWN_STRENGTH = 1, RETURN_KL = 2, DENSE = 4, SAVE = 8, NEED_PRE = 16, NEED_FT = 32, VECTOR = 64 };
+
+const double* unpack(const Tensor& numbers, Settings& settings) {
+  const double* n = static_cast<const double*>(numbers.data_ptr());
+  settings.log_alpha = n[ALPHA] > 0 ? static_cast<float>(std::log(n[ALPHA])) : -std::numeric_limits<float>::infinity();
+  settings.penalty = static_cast<float>(n[PENALTY]);
+  settings.eps = static_cast<float>(n[EPS]);
+  settings.kl_direction = n[KL_DIRECTION] != 0;
+  return n;
+}
 
 using Steered = std::tuple<MaybeTensor, Tensor, Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor>;
 
-// mu (rows) float32, or the number, or with OWN_STRENGTH each row's mu_star; labels (rows) int64.
-Steered fused_steer(
-    Tensor pre, Tensor ft, MaybeTensor mu, double number, MaybeTensor labels, Tensor settings, int64_t flags, MaybeTensor out) {
+// mu (rows) float32; without it the number, or with OWN_STRENGTH each row's mu_star. labels (rows) int64.
+Steered fused_steer(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu, MaybeTensor labels, MaybeTensor out) {
+  SteerArguments g;
+  const double* n = unpack(numbers, g.settings);
+  const int flags = static_cast<int>(n[FLAGS]);
   const RowLayout layout(pre, ft, out);
   MaybeTensor logprobs = out;
   if ((flags & DENSE) && !out) logprobs = new_rows(ft, ScalarType::Float, {ft.size(-1)});
@@ -54,12 +55,10 @@ Steered fused_steer(
   MaybeTensor kl = maybe(flags & RETURN_KL, ft), mu_star = maybe(labels.has_value(), ft);
   MaybeTensor moments = maybe(labels.has_value(), ft, {3}), saved = maybe(flags & SAVE, ft, {SAVED_FIELDS});
 
-  SteerArguments g;
   g.rows = layout.rows();
   if (logprobs) g.out = out ? layout.third() : layout.contiguous(*logprobs);
-  g.settings = unpack(settings);
   g.source = flags & OWN_STRENGTH ? Strength::own : mu ? Strength::per_row : Strength::number;
-  g.mu = static_cast<float>(number);
+  g.mu = static_cast<float>(n[MU]);
   g.mu_rows = floats(mu);
   g.labels = integers(labels);
   g.mu_out = static_cast<float*>(strength.data_ptr());
@@ -73,33 +72,31 @@ Steered fused_steer(
   return {out ? std::nullopt : logprobs, strength, count, kl, mu_star, moments, saved};
 }
 
-std::tuple<Tensor, Tensor> steer_sample(
-    Tensor pre, Tensor ft, MaybeTensor mu, double number, Tensor uniform, double temperature, int64_t top_k, double top_p,
-    Tensor settings) {
+std::tuple<Tensor, Tensor> steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, MaybeTensor mu) {
+  SampleArguments g;
+  const double* n = unpack(numbers, g.settings);
   const RowLayout layout(pre, ft);
   Tensor tokens = new_rows(ft, ScalarType::Long), logprobs = new_rows(ft, ScalarType::Float);
-  SampleArguments g;
   g.rows = layout.rows();
-  g.settings = unpack(settings);
-  g.mu = static_cast<float>(number);
+  g.mu = static_cast<float>(n[MU]);
   g.mu_rows = floats(mu);
   g.uniform = static_cast<const float*>(uniform.data_ptr());
-  g.temperature = static_cast<float>(temperature);
-  g.top_k = top_k;
-  g.top_p = static_cast<float>(top_p);
+  g.temperature = static_cast<float>(n[TEMPERATURE]);
+  g.top_k = static_cast<int64_t>(n[TOP_K]);
+  g.top_p = static_cast<float>(n[TOP_P]);
   g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
   g.logprobs_out = static_cast<float*>(logprobs.data_ptr());
   if (g.rows.count > 0) device_of(ft).steer_sample(g);
   return {tokens, logprobs};
 }
 
-std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor settings) {
+std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor numbers) {
   const RowLayout layout(pre, ft);
   NllArguments g;
   g.strengths = mu.size(0);
   Tensor nll = new_rows(ft, ScalarType::Float, {g.strengths}), saved = new_rows(ft, ScalarType::Float, {SAVED_FIELDS});
   g.rows = layout.rows();
-  g.settings = unpack(settings);
+  unpack(numbers, g.settings);
   g.mu = static_cast<const float*>(mu.data_ptr());
   g.labels = static_cast<const int64_t*>(labels.data_ptr());
   g.nll_out = static_cast<float*>(nll.data_ptr());
@@ -108,13 +105,13 @@ std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Ten
   return {nll, saved};
 }
 
-std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor settings) {
+std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor numbers) {
   const RowLayout layout(pre, ft);
   Tensor delta = new_rows(ft, ScalarType::Float, {ft.size(-1)}), saved = new_rows(ft, ScalarType::Float, {SAVED_FIELDS});
   VectorArguments g;
   g.rows = layout.rows();
   g.out = layout.contiguous(delta);
-  g.settings = unpack(settings);
+  unpack(numbers, g.settings);
   g.saved_out = static_cast<float*>(saved.data_ptr());
   if (g.rows.count > 0) device_of(ft).steering_vector(g);
   return {delta, saved};
@@ -125,12 +122,12 @@ std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor setting
 std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
     Tensor pre, Tensor ft, Tensor saved, MaybeTensor grad_dense, MaybeTensor grad_mu, MaybeTensor grad_kl,
     MaybeTensor grad_mu_star, MaybeTensor grad_moments, MaybeTensor grad_nll, MaybeTensor mu, MaybeTensor labels,
-    MaybeTensor kl, MaybeTensor moments, MaybeTensor nll, Tensor settings, int64_t flags) {
+    MaybeTensor kl, MaybeTensor moments, MaybeTensor nll, Tensor numbers) {
+  BackwardArguments g;
+  const int flags = static_cast<int>(unpack(numbers, g.settings)[FLAGS]);
   const bool vector = flags & VECTOR;
   const RowLayout layout(pre, ft, grad_dense);
-  BackwardArguments g;
   g.rows = layout.rows();
-  g.settings = unpack(settings);
   g.saved = static_cast<const float*>(saved.data_ptr());
   if (grad_dense) (vector ? g.grad_delta : g.grad_logprobs) = layout.third();
   g.grad_mu = floats(grad_mu);
@@ -165,17 +162,16 @@ std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
 
 STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
   m.def(
-      "fused_steer(Tensor pre, Tensor ft, Tensor? mu, float number, Tensor? labels, Tensor settings, int flags, "
-      "Tensor(a!)? out) -> (Tensor?, Tensor, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
+      "fused_steer(Tensor pre, Tensor ft, Tensor numbers, Tensor? mu=None, Tensor? labels=None, Tensor(a!)? out=None) -> "
+      "(Tensor?, Tensor, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
   m.def(
-      "steer_sample(Tensor pre, Tensor ft, Tensor? mu, float number, Tensor uniform, float temperature, int top_k, "
-      "float top_p, Tensor settings) -> (Tensor, Tensor)");
-  m.def("steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor settings) -> (Tensor, Tensor)");
-  m.def("steering_vector(Tensor pre, Tensor ft, Tensor settings) -> (Tensor, Tensor)");
+      "steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, Tensor? mu=None) -> (Tensor, Tensor)");
+  m.def("steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor numbers) -> (Tensor, Tensor)");
+  m.def("steering_vector(Tensor pre, Tensor ft, Tensor numbers) -> (Tensor, Tensor)");
   m.def(
       "backward(Tensor pre, Tensor ft, Tensor saved, Tensor? grad_dense, Tensor? grad_mu, Tensor? grad_kl, "
       "Tensor? grad_mu_star, Tensor? grad_moments, Tensor? grad_nll, Tensor? mu, Tensor? labels, Tensor? kl, "
-      "Tensor? moments, Tensor? nll, Tensor settings, int flags) -> (Tensor?, Tensor?, Tensor?)");
+      "Tensor? moments, Tensor? nll, Tensor numbers) -> (Tensor?, Tensor?, Tensor?)");
   m.def("instruction_set(str wanted) -> str");
   m.def("has_cuda() -> bool");
 }

@@ -211,9 +211,9 @@ def log_threshold(alpha: float) -> float:
     return math.log(alpha) if alpha > 0 else -math.inf
 
 
-def strength_source(mu: float | Tensor | None, shape: torch.Size) -> tuple[int, float, Tensor | None]:
+def strength_source(mu: float | Tensor | None, logits: Tensor) -> tuple[int, float, Tensor | None]:
     """(source, number, per-row tensor)."""
-    number, rows = number_or_rows(mu, shape)
+    number, rows = number_or_rows(mu, logits)
     return (OWN if mu is None else NUMBER if rows is None else PER_ROW).value, number, rows
 
 
@@ -228,11 +228,12 @@ def fused_steer(
     eps: float,
     return_kl: bool,
     out: Tensor | None = None,
+    save: bool = True,
     dense: bool = True,
 ) -> tuple[Tensor | None, ...]:
     """(logprobs, mu, num_kept, kl, mu_star, moments, saved); arguments are checked by `svdecode.ops`.
 
-    dense=False leaves the log-probs out. `saved` (..., SAVED_FIELDS) is for the backward.
+    dense=False leaves the log-probs out. `saved` (..., SAVED_FIELDS) is for the backward; it is written without `save` too.
     """
     shape, vocabulary = logits_ft.shape[:-1], logits_ft.shape[-1]
 
@@ -250,7 +251,7 @@ def fused_steer(
     rows, num_splits = used.numel(), splits(vocabulary)
     if rows == 0:
         return logprobs, used, num_kept, kl, mu_star, moments, saved
-    source, number, per_row = strength_source(mu, shape)
+    source, number, per_row = strength_source(mu, ft)
     drop = penalty == -math.inf
     with on_device_of(ft):
         statistics = row_statistics(pre, ft, layout, return_kl)

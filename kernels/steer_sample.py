@@ -239,7 +239,7 @@ def steer_sample(
     rows, num_splits = tokens.numel(), splits(vocabulary)
     if rows == 0:
         return tokens, logprobs
-    source, number, per_row = strength_source(mu, shape)
+    source, number, per_row = strength_source(mu, ft)
     greedy = temperature == 0
     with on_device_of(ft):
         statistics = row_statistics(pre, ft, layout, with_kl=False)

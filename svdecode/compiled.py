@@ -62,10 +62,12 @@ def instruction_set(wanted: str = "") -> str:
     return torch.ops.svdecode_compiled.instruction_set(wanted)
 
 
-@functools.lru_cache(maxsize=256)
-def _settings(alpha: float, penalty: float, direction: str, eps: float) -> Tensor:
-    """What csrc/bindings.cpp unpacks: a call costs less with one tensor than with four numbers."""
-    return torch.tensor([alpha, penalty, eps, direction == KL], dtype=torch.float64)
+@functools.lru_cache(maxsize=1024)
+def _numbers(
+    alpha: float, penalty: float, eps: float, direction: str, mu: float = 0.0, flags: int = 0, *sampling: float
+) -> Tensor:
+    """A call's numbers in the order of csrc/bindings.cpp: one tensor, kept for next time, costs less than nine arguments."""
+    return torch.tensor([alpha, penalty, eps, direction == KL, mu, flags, *sampling], dtype=torch.float64)
 
 
 def _flat(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -86,13 +88,13 @@ class Operators:
         self, logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, return_kl, out=None, save=True, dense=True
     ) -> tuple[Tensor | None, ...]:
         """(logprobs, mu, num_kept, kl, mu_star, moments, saved), None for the unasked."""
-        number, rows = number_or_rows(mu, logits_ft.shape[:-1])
-        flags = (OWN_STRENGTH if mu is None else 0) | (RETURN_KL if return_kl else 0)
-        flags |= (DENSE if dense else 0) | (SAVE if save else 0)
-        settings = _settings(alpha, penalty, direction, eps)
-        labels = _flat(labels, torch.int64)
-        logprobs, *rest = self._fused_steer(logits_pre, logits_ft, rows, number, labels, settings, flags, out)
-        return (logprobs if out is None else out, *rest)
+        number, rows = number_or_rows(mu, logits_ft)
+        flags = return_kl * RETURN_KL + dense * DENSE + save * SAVE + (mu is None) * OWN_STRENGTH
+        numbers = _numbers(alpha, penalty, eps, direction, number, flags)
+        if rows is None and labels is None and out is None:
+            return self._fused_steer(logits_pre, logits_ft, numbers)
+        result = self._fused_steer(logits_pre, logits_ft, numbers, rows, _flat(labels, torch.int64), out)
+        return result if out is None else (out, *result[1:])
 
     def optimal_strength(self, logits_pre, logits_ft, labels, alpha, direction, eps) -> tuple[Tensor, ...]:
         """(mu_star, moments, saved): the scalars of `fused_steer` alone."""
@@ -101,23 +103,22 @@ class Operators:
 
     def steered_nll(self, logits_pre, logits_ft, labels, mu, alpha, penalty, direction) -> tuple[Tensor, Tensor]:
         """(nll (..., M), saved)."""
-        settings = _settings(alpha, penalty, direction, 0.0)
-        return self._steered_nll(logits_pre, logits_ft, _flat(labels, torch.int64), _flat(mu), settings)
+        numbers = _numbers(alpha, penalty, 0.0, direction)
+        return self._steered_nll(logits_pre, logits_ft, _flat(labels, torch.int64), _flat(mu), numbers)
 
     def steering_vector(self, logits_pre, logits_ft, alpha, direction) -> tuple[Tensor, Tensor]:
         """(delta (..., V), saved)."""
-        return self._steering_vector(logits_pre, logits_ft, _settings(alpha, 0.0, direction, 0.0))
+        return self._steering_vector(logits_pre, logits_ft, _numbers(alpha, 0.0, 0.0, direction))
 
     def steer_sample(
         self, logits_pre, logits_ft, mu, uniform, temperature, top_k, top_p, alpha, penalty, direction
     ) -> tuple[Tensor, Tensor]:
         """(tokens, logprobs)."""
-        number, rows = number_or_rows(mu, logits_ft.shape[:-1])
-        settings = _settings(alpha, penalty, direction, 0.0)
-        truncation = (0 if top_k is None or top_k >= logits_ft.shape[-1] else top_k, 1.0 if top_p is None else top_p)
-        # A greedy call does not read it, and its zeros are one expanded number.
-        uniform = uniform.contiguous() if temperature > 0 else uniform
-        return self._steer_sample(logits_pre, logits_ft, rows, number, uniform, temperature, *truncation, settings)
+        number, rows = number_or_rows(mu, logits_ft)
+        top_k = 0 if top_k is None or top_k >= logits_ft.shape[-1] else top_k
+        sampling = (temperature, top_k, 1.0 if top_p is None else top_p)
+        numbers = _numbers(alpha, penalty, 0.0, direction, number, 0, *sampling)
+        return self._steer_sample(logits_pre, logits_ft, numbers, uniform.contiguous(), rows)
 
     def fused_steer_backward(
         self, grad_logprobs, grad_mu, grad_kl, grad_mu_star, grad_moments, logits_pre, logits_ft, mu, labels, strength, kl,
@@ -128,8 +129,9 @@ class Operators:
         own = mu is None and labels is not None
         return self._gradients(
             (logits_pre, logits_ft, saved, grad_logprobs, *grads, None, _flat(strength), _flat(labels, torch.int64)),
-            (kl, moments, None, _settings(alpha, penalty, direction, eps)),
-            (OWN_STRENGTH if own else 0, need_pre, need_ft),
+            (kl, moments, None),
+            (alpha, penalty, eps, direction),
+            own * OWN_STRENGTH + need_pre * NEED_PRE + need_ft * NEED_FT,
         )
 
     def steered_nll_backward(
@@ -138,8 +140,9 @@ class Operators:
         """(dL/dlogits_pre, dL/dlogits_ft, dL/dmu (M,))."""
         grad_pre, grad_ft, per_row = self._gradients(
             (logits_pre, logits_ft, saved, *(None,) * 5, _flat(grad_nll), _flat(mu), _flat(labels, torch.int64)),
-            (None, None, nll, _settings(alpha, penalty, direction, 0.0)),
-            (0, need_pre, need_ft),
+            (None, None, nll),
+            (alpha, penalty, 0.0, direction),
+            need_pre * NEED_PRE + need_ft * NEED_FT,
         )
         return grad_pre, grad_ft, per_row.reshape(-1, mu.shape[0]).sum(0)
 
@@ -149,16 +152,14 @@ class Operators:
         """(dL/dlogits_pre, dL/dlogits_ft)."""
         return self._gradients(
             (logits_pre, logits_ft, saved, grad_delta, *(None,) * 7),
-            (None, None, None, _settings(alpha, -math.inf, direction, 0.0)),
-            (VECTOR, need_pre, need_ft),
+            (None, None, None),
+            (alpha, -math.inf, 0.0, direction),
+            VECTOR + need_pre * NEED_PRE + need_ft * NEED_FT,
         )[:2]
 
-    def _gradients(self, tensors, rest, needs) -> list[Tensor]:
-        flags, need_pre, need_ft = needs
-        flags |= (NEED_PRE if need_pre else 0) | (NEED_FT if need_ft else 0)
-        grads = self._backward(*tensors, *rest, flags)
-        logits = (tensors[0], tensors[1], tensors[2])
-        return [x.new_empty(0) if grad is None else grad for grad, x in zip(grads, logits, strict=True)]
+    def _gradients(self, tensors, outputs, settings, flags) -> list[Tensor]:
+        grads = self._backward(*tensors, *outputs, _numbers(*settings, 0.0, flags))
+        return [tensors[0].new_empty(0) if grad is None else grad for grad in grads]
 
 
 @functools.cache

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from svdecode import registration, validation  # noqa: F401  (registration defines torch.ops.svdecode)
-from svdecode.backends import choose
+from svdecode.backends import choose, implementation
 from svdecode.constants import ALPHA, EPS, KL, PENALTY
+from svdecode.strength import as_tensor
 
 
 class SteerOutput(NamedTuple):
@@ -34,14 +36,34 @@ class SteerOutput(NamedTuple):
     """(..., 3) float32: N, D, H. None without labels."""
 
 
-def _logits(logits_pre: object, logits_ft: object) -> None:
-    validation.check_logits(
-        validation.check_tensor("logits_pre", logits_pre), validation.check_tensor("logits_ft", logits_ft)
-    )
-
-
 def _choose(backend: object, logits_pre: Tensor, logits_ft: Tensor) -> str:
-    return choose(backend, logits_ft.device, (logits_pre.dtype, logits_ft.dtype))
+    return choose(backend, logits_ft.device.type, logits_pre.dtype, logits_ft.dtype)
+
+
+def _is_watched(*inputs: object) -> bool:
+    """Whether a call must go through torch.ops: a gradient is wanted, or torch.compile or another mode looks on.
+
+    The dispatcher with its autograd in Python costs more than the kernel of a decode step, hence the short way where it is not
+    needed: `_call`.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    for x in inputs:
+        if type(x) is Tensor or type(x) is Parameter:
+            if x.requires_grad and torch.is_grad_enabled():
+                return True
+        elif isinstance(x, Tensor):
+            return True
+    return False
+
+
+def _call(operator: str, backend: str, *arguments, labels: Tensor | None = None):
+    """The operator under torch.ops.svdecode, or what it would call."""
+    if _is_watched(*arguments):
+        return getattr(torch.ops.svdecode, operator)(*arguments, backend)
+    if labels is not None:
+        validation.check_label_range(labels, arguments[1].shape[-1])
+    return implementation(backend, operator)(*arguments)
 
 
 def fused_steer(
@@ -84,23 +106,30 @@ def fused_steer(
         TypeError, ValueError: naming the argument, before any work. Labels out of range are found on a CPU; on a GPU
             they give NaN in their row.
     """
-    _logits(logits_pre, logits_ft)
+    validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, penalty, eps)
     if labels is not None:
         validation.check_labels(labels, logits_ft)
     strength = None if mu is None else validation.check_strength(mu, logits_ft)
     if strength is None and labels is None:
-        strength = validation.check_strength(1.0, logits_ft)
+        strength = 1.0
     name = _choose(backend, logits_pre, logits_ft)
-    settings = (strength, labels, alpha, penalty, direction, eps, bool(return_kl), name)
-    if out is None:
-        result = torch.ops.svdecode.fused_steer(logits_pre, logits_ft, *settings)
-    else:
+    if out is not None:
         validation.check_out(out, logits_ft)
-        inputs = (logits_pre, logits_ft, *([strength] if strength is not None else []), out)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    settings = (alpha, penalty, direction, eps, bool(return_kl))
+    if _is_watched(logits_pre, logits_ft, strength, out):
+        arguments = (logits_pre, logits_ft, as_tensor(strength), labels, *settings, name)
+        if out is None:
+            result = torch.ops.svdecode.fused_steer(*arguments)
+        elif torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*arguments, out)):
             raise ValueError("out cannot be used where a gradient is required: detach the inputs or leave out= away")
-        result = (out, *torch.ops.svdecode.fused_steer_out(out, logits_pre, logits_ft, *settings))
+        else:
+            result = (out, *torch.ops.svdecode.fused_steer_out(out, *arguments))
+    else:
+        if labels is not None:
+            validation.check_label_range(labels, logits_ft.shape[-1])
+        run = implementation(name, "fused_steer")
+        result = run(logits_pre, logits_ft, strength, labels, *settings, out, save=False)
     logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
     return SteerOutput(
@@ -124,10 +153,10 @@ def steering_vector(logits_pre: Tensor, logits_ft: Tensor, *, alpha: float = 0.0
         alpha: confidence threshold in [0, 1]; 0 keeps every token.
         direction: "kl" for delta = p * c, "log_ratio" for delta = c.
     """
-    _logits(logits_pre, logits_ft)
+    validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction)
     name = _choose(None, logits_pre, logits_ft)
-    return torch.ops.svdecode.steering_vector(logits_pre, logits_ft, alpha, direction, name)[0]
+    return _call("steering_vector", name, logits_pre, logits_ft, alpha, direction)[0]
 
 
 def optimal_strength(
@@ -156,11 +185,12 @@ def optimal_strength(
     Returns:
         mu_star (...) float32 and moments (..., 3) float32: N, D, H.
     """
-    _logits(logits_pre, logits_ft)
+    validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, eps=eps)
     validation.check_labels(labels, logits_ft)
     name = _choose(None, logits_pre, logits_ft)
-    return torch.ops.svdecode.optimal_strength(logits_pre, logits_ft, labels, alpha, direction, eps, name)[:2]
+    settings = (alpha, direction, eps)
+    return _call("optimal_strength", name, logits_pre, logits_ft, labels, *settings, labels=labels)[:2]
 
 
 def steered_nll(
@@ -187,12 +217,13 @@ def steered_nll(
         penalty: lambda <= 0 for tokens outside K.
         direction: "kl" or "log_ratio".
     """
-    _logits(logits_pre, logits_ft)
+    validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, penalty)
     validation.check_labels(labels, logits_ft)
     strengths = validation.check_strengths(mu, logits_ft)
     name = _choose(None, logits_pre, logits_ft)
-    return torch.ops.svdecode.steered_nll(logits_pre, logits_ft, labels, strengths, alpha, penalty, direction, name)[0]
+    settings = (alpha, penalty, direction)
+    return _call("steered_nll", name, logits_pre, logits_ft, labels, strengths, *settings, labels=labels)[0]
 
 
 def steer_sample(
@@ -230,25 +261,16 @@ def steer_sample(
         tokens (...) int64 and logprobs (...) float32, the steered log-probability of each token before temperature and
         truncation. A row with NaN, or with nothing to choose, gives token -1 and log-probability NaN.
     """
-    _logits(logits_pre, logits_ft)
+    validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, penalty)
     validation.check_sampling(temperature, top_k, top_p)
-    strength = validation.check_strength(mu, logits_ft).detach()
-    rows = logits_ft.shape[:-1]
+    strength = validation.check_strength(mu, logits_ft)
     if temperature == 0:
-        uniform = logits_ft.new_zeros((), dtype=torch.float32).expand(rows)
+        uniform = logits_ft.new_empty((0,), dtype=torch.float32)  # not read
     else:
-        uniform = torch.rand(rows, generator=generator, device=logits_ft.device)
-    return torch.ops.svdecode.steer_sample(
-        logits_pre,
-        logits_ft,
-        strength,
-        uniform,
-        temperature,
-        top_k,
-        top_p,
-        alpha,
-        penalty,
-        direction,
-        _choose(None, logits_pre, logits_ft),
-    )
+        uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
+    settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
+    name = _choose(None, logits_pre, logits_ft)
+    if _is_watched(logits_pre, logits_ft, strength):
+        return torch.ops.svdecode.steer_sample(logits_pre, logits_ft, as_tensor(strength), *settings, name)
+    return implementation(name, "steer_sample")(logits_pre, logits_ft, strength, *settings)

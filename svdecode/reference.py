@@ -113,7 +113,7 @@ def steered_logits(rows: Rows, mu: Tensor, penalty: float) -> Tensor:
 def fused_steer(
     logits_pre: Tensor,
     logits_ft: Tensor,
-    mu: Tensor | None,
+    mu: float | Tensor | None,
     labels: Tensor | None,
     alpha: float,
     penalty: float,
@@ -121,14 +121,15 @@ def fused_steer(
     eps: float,
     return_kl: bool,
     out: Tensor | None = None,
+    save: bool = True,
 ) -> tuple[Tensor | None, ...]:
     """(logprobs, mu, num_kept, kl, mu_star, moments, None) as `svdecode.fused_steer` defines them, None for the unasked."""
     rows = row_values(logits_pre, logits_ft, alpha, direction)
     moments = label_moments(rows, labels) if labels is not None else None
     mu_star = strength_from_moments(moments, labels, eps) if moments is not None else None
     if mu is None:
-        mu = mu_star if mu_star is not None else rows.z.new_ones(())
-    mu = mu.to(rows.z).expand(rows.kl.shape)
+        mu = mu_star if mu_star is not None else 1.0
+    mu = torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape)
     logprobs = _nan_where_invalid(torch.log_softmax(steered_logits(rows, mu, penalty), -1), rows)
     return (
         logprobs if out is None else out.copy_(logprobs),
@@ -194,7 +195,7 @@ def steer_sample(
     Truncation as in transformers: temperature, then top_k, then top_p; tokens that tie with the last one are kept.
     """
     rows = row_values(logits_pre, logits_ft, alpha, direction)
-    logprobs = torch.log_softmax(steered_logits(rows, mu.to(rows.z).expand(rows.kl.shape), penalty), -1)
+    logprobs = torch.log_softmax(steered_logits(rows, torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape), penalty), -1)
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
     if temperature == 0:
         best = logprobs == logprobs.amax(-1, keepdim=True)

@@ -1,6 +1,7 @@
 """Without a GPU the Triton kernels run in the interpreter; that must be decided before triton is imported."""
 
 import os
+import sys
 
 import torch
 
@@ -33,5 +34,5 @@ def device() -> torch.device:
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch) -> str:
     """Each backend that is here but the reference, chosen for all operators; float64 inputs still go to the reference."""
-    monkeypatch.setenv("SVDECODE_BACKEND", request.param)
+    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", request.param)
     return request.param

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 
@@ -162,10 +163,12 @@ def test_the_others_refuse(call, error, words):
         call()
 
 
-def test_environment_variable_picks_the_backend(monkeypatch):
-    monkeypatch.setenv("SVDECODE_BACKEND", "nonsense")
-    with pytest.raises(ValueError, match="SVDECODE_BACKEND"):
-        svdecode.fused_steer(PRE, FT)
+@pytest.mark.parametrize(("wanted", "expected"), [("reference", "tensor"), ("nonsense", "SVDECODE_BACKEND must be one of")])
+def test_environment_variable_picks_the_backend(wanted, expected):
+    code = "import torch, svdecode; print(svdecode.fused_steer(torch.zeros(2, 8), torch.zeros(2, 8)).kl)"
+    environment = {**os.environ, "SVDECODE_BACKEND": wanted}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert expected in run.stdout + run.stderr
 
 
 def test_import_is_quick_and_pulls_in_no_model_library():
