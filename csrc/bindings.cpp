@@ -67,7 +67,7 @@ Steered fused_steer(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu, Maybe
   g.mu_star_out = floats(mu_star);
   g.moments_out = floats(moments);
   g.saved_out = floats(saved);
-  if (g.rows.count > 0) device_of(ft).fused_steer(g);
+  if (g.rows.count > 0) device_of(ft).fused_steer(ft, g);
   if (out) layout.copy_back(*out);
   return {out ? std::nullopt : logprobs, strength, count, kl, mu_star, moments, saved};
 }
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> steer_sample(Tensor pre, Tensor ft, Tensor numbers, T
   g.top_p = static_cast<float>(n[TOP_P]);
   g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
   g.logprobs_out = static_cast<float*>(logprobs.data_ptr());
-  if (g.rows.count > 0) device_of(ft).steer_sample(g);
+  if (g.rows.count > 0) device_of(ft).steer_sample(ft, g);
   return {tokens, logprobs};
 }
 
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Ten
   g.labels = static_cast<const int64_t*>(labels.data_ptr());
   g.nll_out = static_cast<float*>(nll.data_ptr());
   g.saved_out = static_cast<float*>(saved.data_ptr());
-  if (g.rows.count > 0) device_of(ft).steered_nll(g);
+  if (g.rows.count > 0) device_of(ft).steered_nll(ft, g);
   return {nll, saved};
 }
 
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor numbers
   g.out = layout.contiguous(delta);
   unpack(numbers, g.settings);
   g.saved_out = static_cast<float*>(saved.data_ptr());
-  if (g.rows.count > 0) device_of(ft).steering_vector(g);
+  if (g.rows.count > 0) device_of(ft).steering_vector(ft, g);
   return {delta, saved};
 }
 
@@ -153,7 +153,7 @@ std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
   g.pre_grad_out = pre_grad ? pre_grad->data_ptr() : nullptr;
   g.ft_grad_out = ft_grad ? ft_grad->data_ptr() : nullptr;
   g.mu_grad_out = floats(mu_grad);
-  if (g.rows.count > 0) device_of(ft).backward(g);
+  if (g.rows.count > 0) device_of(ft).backward(ft, g);
   return {pre_grad, ft_grad, mu_grad};
 }
 

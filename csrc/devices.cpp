@@ -2,6 +2,13 @@
 
 #include <stdexcept>
 
+#include "tensors.h"
+#ifdef SVDECODE_CUDA
+#include <dlfcn.h>
+
+#include "cuda/launch.h"
+#endif
+
 namespace svdecode {
 
 namespace base {
@@ -40,22 +47,74 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_
 
 class Cpu : public Device {
  public:
-  void fused_steer(const SteerArguments& g) const override { operators()->fused_steer(g, parallel_for, threads()); }
-  void steer_sample(const SampleArguments& g) const override { operators()->steer_sample(g, parallel_for, threads()); }
-  void steered_nll(const NllArguments& g) const override { operators()->steered_nll(g, parallel_for, threads()); }
-  void steering_vector(const VectorArguments& g) const override { operators()->steering_vector(g, parallel_for, threads()); }
-  void backward(const BackwardArguments& g) const override { operators()->backward(g, parallel_for, threads()); }
+  void fused_steer(const Tensor&, const SteerArguments& g) const override { operators()->fused_steer(g, parallel_for, threads()); }
+  void steer_sample(const Tensor&, const SampleArguments& g) const override { operators()->steer_sample(g, parallel_for, threads()); }
+  void steered_nll(const Tensor&, const NllArguments& g) const override { operators()->steered_nll(g, parallel_for, threads()); }
+  void steering_vector(const Tensor&, const VectorArguments& g) const override { operators()->steering_vector(g, parallel_for, threads()); }
+  void backward(const Tensor&, const BackwardArguments& g) const override { operators()->backward(g, parallel_for, threads()); }
 
  private:
   static int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 };
 
+#ifdef SVDECODE_CUDA
+
+// The stream that torch is on, found at run time: the same binary loads into a torch without CUDA.
+void* current_stream(int32_t device) {
+#ifdef SVDECODE_EMULATION
+  (void)device;
+  return nullptr;
+#else
+  using Current = AOTITorchError (*)(int32_t, void**);
+  static const Current current = reinterpret_cast<Current>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  if (current == nullptr) throw std::runtime_error("this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(current(device, &stream));
+  return stream;
+#endif
+}
+
+class Cuda : public Device {
+ public:
+  void fused_steer(const Tensor& like, const SteerArguments& g) const override { run(cuda::fused_steer, like, g); }
+  void steer_sample(const Tensor& like, const SampleArguments& g) const override { run(cuda::steer_sample, like, g); }
+  void steered_nll(const Tensor&, const NllArguments&) const override { missing(); }
+  void steering_vector(const Tensor&, const VectorArguments&) const override { missing(); }
+  void backward(const Tensor&, const BackwardArguments&) const override { missing(); }
+
+ private:
+  template <class Arguments>
+  static void run(void (*launch)(const Arguments&, void*, void*), const Tensor& like, const Arguments& g) {
+    int32_t device;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device));
+    const Tensor scratch = new_bytes(like, cuda::scratch_bytes(g.rows));
+#ifndef SVDECODE_EMULATION
+    const torch::stable::accelerator::DeviceGuard guard(device);
+#endif
+    launch(g, scratch.data_ptr(), current_stream(device));
+  }
+  [[noreturn]] static void missing() { throw std::runtime_error("svdecode has no CUDA kernel for this operator"); }
+};
+
+#endif
+
 }  // namespace
 
-const Device& device_of(const torch::stable::Tensor& tensor) {
+const Device& device_of(const Tensor& tensor) {
+#ifdef SVDECODE_CUDA
+  static const Cuda cuda;
+#endif
+#ifdef SVDECODE_EMULATION
+  (void)tensor;
+  return cuda;
+#else
   static const Cpu cpu;
   if (tensor.is_cpu()) return cpu;
-  throw std::runtime_error("svdecode was built without CUDA kernels");
+#ifdef SVDECODE_CUDA
+  if (tensor.is_cuda()) return cuda;
+#endif
+  throw std::runtime_error("svdecode was built without kernels for this device");
+#endif
 }
 
 std::string instruction_set(std::string wanted) {
@@ -77,6 +136,12 @@ std::string instruction_set(std::string wanted) {
   throw std::runtime_error("this machine has no instruction set '" + wanted + "'; the best is " + best->name);
 }
 
-bool has_cuda() { return false; }
+bool has_cuda() {
+#ifdef SVDECODE_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
 
 }  // namespace svdecode

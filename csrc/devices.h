@@ -10,19 +10,21 @@
 
 namespace svdecode {
 
-// The operators of one device; those that it lacks throw.
+using torch::stable::Tensor;
+
+// The operators of one device, given a tensor on it; those that it lacks throw.
 class Device {
  public:
   virtual ~Device() = default;
-  virtual void fused_steer(const SteerArguments&) const = 0;
-  virtual void steer_sample(const SampleArguments&) const = 0;
-  virtual void steered_nll(const NllArguments&) const = 0;
-  virtual void steering_vector(const VectorArguments&) const = 0;
-  virtual void backward(const BackwardArguments&) const = 0;
+  virtual void fused_steer(const Tensor&, const SteerArguments&) const = 0;
+  virtual void steer_sample(const Tensor&, const SampleArguments&) const = 0;
+  virtual void steered_nll(const Tensor&, const NllArguments&) const = 0;
+  virtual void steering_vector(const Tensor&, const VectorArguments&) const = 0;
+  virtual void backward(const Tensor&, const BackwardArguments&) const = 0;
 };
 
 // The device that a tensor is on; throws where this binary has no code for it.
-const Device& device_of(const torch::stable::Tensor& tensor);
+const Device& device_of(const Tensor& tensor);
 
 // Use an instruction set ("" leaves it) and return the one in use; throws for one that this machine lacks.
 std::string instruction_set(std::string wanted);

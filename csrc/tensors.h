@@ -18,6 +18,22 @@ using torch::stable::Tensor;
 
 constexpr int MAX_DIMENSIONS = 16;
 
+inline Tensor new_tensor(const Tensor& like, ScalarType dtype, int dims, const int64_t* sizes, const int64_t* strides) {
+  int32_t type, device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), type, device, &handle));
+  return Tensor(handle);
+}
+
+// Uninitialised memory on the device of a tensor, from torch's allocator and in the order of its stream.
+inline Tensor new_bytes(const Tensor& like, int64_t bytes) {
+  const int64_t stride = 1;
+  return new_tensor(like, ScalarType::Byte, 1, &bytes, &stride);
+}
+
 // An uninitialised contiguous tensor (leading dimensions of `logits`, trailing) on its device.
 inline Tensor new_rows(const Tensor& logits, ScalarType dtype, std::initializer_list<int64_t> trailing = {}) {
   int64_t sizes[MAX_DIMENSIONS + 1], strides[MAX_DIMENSIONS + 1];
@@ -30,13 +46,7 @@ inline Tensor new_rows(const Tensor& logits, ScalarType dtype, std::initializer_
     strides[i] = stride;
     stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
-  int32_t type, device;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(logits.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(logits.get(), &device));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), type, device, &handle));
-  return Tensor(handle);
+  return new_tensor(logits, dtype, dims, sizes, strides);
 }
 
 // Where the rows of two or three tensors of one (..., V) shape begin: any strides, no copy, 64-bit offsets. Leading dimensions are
@@ -49,6 +59,8 @@ class RowLayout {
     if (third) tensors_[2] = std::move(*third);
     STD_TORCH_CHECK(tensors_[1]->dim() <= MAX_DIMENSIONS, "more than ", MAX_DIMENSIONS, " dimensions");
     const int64_t vocabulary = tensors_[1]->size(-1);
+    // Counts of tokens are kept in fp32 among the other sums.
+    STD_TORCH_CHECK(vocabulary < int64_t{1} << 24, "a vocabulary of 2^24 or more");
     for (int t = 0; t < count_; ++t) {
       if (vocabulary > 1 && tensors_[t]->stride(-1) != 1) copy(t);
     }
