@@ -11,6 +11,8 @@
 
 namespace svdecode {
 
+#ifndef SVDECODE_EMULATION
+
 namespace base {
 extern const CpuOperators OPERATORS;
 }
@@ -56,6 +58,12 @@ class Cpu : public Device {
  private:
   static int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 };
+
+}  // namespace
+
+#endif
+
+namespace {
 
 #ifdef SVDECODE_CUDA
 
@@ -117,6 +125,12 @@ const Device& device_of(const Tensor& tensor) {
 #endif
 }
 
+#ifdef SVDECODE_EMULATION
+
+std::string instruction_set(std::string) { return "emulated"; }
+
+#else
+
 std::string instruction_set(std::string wanted) {
   if (wanted.empty()) return operators()->name;
   const CpuOperators* best = best_operators();
@@ -135,6 +149,8 @@ std::string instruction_set(std::string wanted) {
   }
   throw std::runtime_error("this machine has no instruction set '" + wanted + "'; the best is " + best->name);
 }
+
+#endif
 
 bool has_cuda() {
 #ifdef SVDECODE_CUDA

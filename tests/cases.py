@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -10,9 +12,38 @@ from rows import kept_labels, model_rows
 from torch import Tensor
 
 import svdecode
+from svdecode import compiled
 
-BACKENDS = [name for name, found in svdecode.backends().items() if found and name != "reference"]
-"""What can run here and is tested against the reference."""
+INSTRUCTION_SETS = ["base", "avx2", "avx512"]  # each needs what the one before it needs
+
+
+def tested_backends() -> list[str]:
+    """What can run here and is tested against the reference; the CPU operators with each instruction set that it has."""
+    names = [name for name, found in svdecode.backends().items() if found and name not in ("reference", "cpu")]
+    if svdecode.backends()["cpu"]:
+        best = INSTRUCTION_SETS.index(compiled.instruction_set())
+        names += [f"cpu-{name}" for name in INSTRUCTION_SETS[: best + 1]]
+    return names
+
+
+BACKENDS = tested_backends()
+
+
+@contextlib.contextmanager
+def use_backend(tested: str):
+    """Choose one of BACKENDS for all operators, and give the name that `backend=` takes. "cpu-avx2" is "cpu" with AVX2."""
+    name, _, instruction_set = tested.partition("-")
+    backends = sys.modules["svdecode.backends"]
+    before = backends.PREFERRED, instruction_set and compiled.instruction_set()
+    backends.PREFERRED = name
+    if instruction_set:
+        compiled.instruction_set(instruction_set)
+    try:
+        yield name
+    finally:
+        backends.PREFERRED = before[0]
+        if instruction_set:
+            compiled.instruction_set(before[1])
 
 
 class Case(NamedTuple):

@@ -1,16 +1,22 @@
-"""Without a GPU the Triton kernels run in the interpreter; that must be decided before triton is imported."""
+"""Without a GPU the Triton kernels run in the interpreter and the CUDA kernels in their emulation on the host.
+
+Both must be decided before svdecode is imported.
+"""
 
 import os
-import sys
 
 import torch
 
 if not torch.cuda.is_available():
+    import emulation
+
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if "SVDECODE_CUDA_EMULATION" not in os.environ:  # workers of xdist inherit it
+        os.environ["SVDECODE_CUDA_EMULATION"] = str(emulation.build() or "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-from cases import BACKENDS
+from cases import BACKENDS, use_backend
 
 try:  # bench/gpu.sh runs where hypothesis may be missing
     from hypothesis import settings
@@ -32,7 +38,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch) -> str:
+def backend(request) -> str:
     """Each backend that is here but the reference, chosen for all operators; float64 inputs still go to the reference."""
-    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", request.param)
-    return request.param
+    with use_backend(request.param) as name:
+        yield name

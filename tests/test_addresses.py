@@ -6,9 +6,11 @@ The tensors are reserved, not filled: only the last row is ever touched, and onl
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
+from cases import BACKENDS, use_backend
 from rows import model_rows
 
 import svdecode
@@ -21,7 +23,7 @@ LAST = ROWS - 1
 @pytest.fixture
 def last_row_only(monkeypatch):
     """Run the programs of the last row alone, and copy no tensor back onto itself."""
-    monkeypatch.setenv("SVDECODE_BACKEND", "triton")
+    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "triton")
 
     def last_programs(count: int) -> range:
         return range(count - count // ROWS, count) if count >= ROWS else range(count)
@@ -35,6 +37,22 @@ def reserved(dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(ROWS, VOCABULARY, dtype=dtype)
     except RuntimeError:
         pytest.skip("this machine cannot reserve the address space")
+
+
+@pytest.mark.skipif(not svdecode.backends()["cpu"], reason="the C++ operators are not built")
+def test_last_of_more_than_two_billion_elements_in_cpp():
+    """All rows are read here, but of memory that was never written to; nothing of the tensors' size is written."""
+    pre, ft = (x.bfloat16() for x in model_rows(1, VOCABULARY, spread=2.0))
+    big_pre, big_ft = reserved(torch.bfloat16), reserved(torch.bfloat16)
+    big_pre[LAST], big_ft[LAST] = pre[0], ft[0]
+    labels = torch.full((ROWS,), int(ft.argmax()))
+    with use_backend(BACKENDS[-1]):
+        moments = svdecode.optimal_strength(big_pre, big_ft, labels)[1][LAST]
+        tokens, logprobs = (value[LAST] for value in svdecode.steer_sample(big_pre, big_ft, 0.5, temperature=0.0))
+        alone = svdecode.fused_steer(pre, ft, 0.5, labels=labels[:1])
+    assert torch.equal(moments, alone.moments[0])
+    assert tokens == ft.argmax()
+    torch.testing.assert_close(logprobs, alone.logprobs[0, tokens])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU bench/gpu.sh allocates such tensors for real")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, assert_logprobs_close
+from cases import BACKENDS, assert_logprobs_close, use_backend
 from draws import assert_same_draw, draw
 from rows import model_rows
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("tested", BACKENDS)
 @given(
     rows=st.integers(1, 3),
     vocabulary=st.integers(1, 2300),
@@ -33,7 +33,7 @@ from hypothesis import strategies as st
     seed=st.integers(0, 2**31),
 )
 def test_fused_steer_equals_the_reference(
-    name, rows, vocabulary, dtypes, alpha, penalty, direction, spread, planted, seed
+    tested, rows, vocabulary, dtypes, alpha, penalty, direction, spread, planted, seed
 ):
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,14 +42,15 @@ def test_fused_steer_equals_the_reference(
         (ft if which else pre).view(-1)[position % ft.numel()] = value
     pre, ft = pre.to(device, dtypes[0]), ft.to(device, dtypes[1])
     settings = dict(alpha=alpha, penalty=penalty, direction=direction)
-    out = svdecode.fused_steer(pre, ft, 0.7, backend=name, **settings)
+    with use_backend(tested) as name:
+        out = svdecode.fused_steer(pre, ft, 0.7, backend=name, **settings)
     truth = svdecode.fused_steer(pre.double(), ft.double(), 0.7, **settings)
     assert_logprobs_close(out.logprobs, truth.logprobs)
     assert out.num_kept.tolist() == truth.num_kept.tolist()
     torch.testing.assert_close(out.kl.double(), truth.kl, rtol=1e-4, atol=2e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("tested", BACKENDS)
 @given(
     vocabulary=st.integers(1, 1100),
     alpha=st.sampled_from([0.0, 0.05, 0.5]),
@@ -59,10 +60,12 @@ def test_fused_steer_equals_the_reference(
     top_p=st.sampled_from([None, 0.2, 0.95]),
     seed=st.integers(0, 10**6),
 )
-def test_steer_sample_draws_the_same(name, vocabulary, alpha, penalty, temperature, top_k, top_p, seed):
+def test_steer_sample_draws_the_same(tested, vocabulary, alpha, penalty, temperature, top_k, top_p, seed):
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pre, ft = (x.float().to(device) for x in model_rows(2, vocabulary, spread=2.0))
     uniform = torch.rand(2, device=device)
     rest = dict(temperature=temperature, top_k=top_k, top_p=top_p, alpha=alpha, penalty=penalty, direction="kl")
-    assert_same_draw(*draw(pre, ft, 0.8, uniform, name, **rest), pre, ft, 0.8, uniform, rest)
+    with use_backend(tested) as name:
+        drawn = draw(pre, ft, 0.8, uniform, name, **rest)
+    assert_same_draw(*drawn, pre, ft, 0.8, uniform, rest)

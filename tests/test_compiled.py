@@ -1,0 +1,145 @@
+"""The compiled operators: the same for any number of threads, any order of blocks and any address; and what is said without them."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import BACKENDS, use_backend
+from rows import kept_labels, model_rows
+
+import svdecode
+
+CPU = [name for name in BACKENDS if name.startswith("cpu")]
+EMULATED = "cuda" in BACKENDS and not torch.cuda.is_available()
+
+
+def everything(pre, ft, labels):
+    """All results of all operators."""
+    results = {}
+    for penalty in (-math.inf, -1.0):
+        for name, value in svdecode.fused_steer(pre, ft, labels=labels, penalty=penalty)._asdict().items():
+            results[f"{name} {penalty}"] = value
+        mus = torch.tensor([0.0, 0.7, 2.0])
+        results[f"nll {penalty}"] = svdecode.steered_nll(pre, ft, labels, mus, penalty=penalty)
+        for temperature in (0.0, 1.3):
+            generator = torch.Generator().manual_seed(1)
+            drawn = svdecode.steer_sample(
+                pre, ft, 0.8, temperature=temperature, top_k=30, top_p=0.9, penalty=penalty, generator=generator
+            )
+            results[f"token {penalty} {temperature}"], results[f"logprob {penalty} {temperature}"] = drawn
+    results["delta"] = svdecode.steering_vector(pre, ft, alpha=0.01)
+    leaves = [x.clone().requires_grad_() for x in (pre, ft)]
+    out = svdecode.fused_steer(*leaves, labels=labels, penalty=-1.0)
+    (out.logprobs.square().sum() + out.kl.sum() + out.moments.sum()).backward()
+    results["pre grad"], results["ft grad"] = (leaf.grad for leaf in leaves)
+    return results
+
+
+@pytest.fixture(params=CPU)
+def cpu(request):
+    with use_backend(request.param):
+        yield
+
+
+@pytest.mark.parametrize(("rows", "spread"), [(1, 3.0), (3, 0.3), (16, 2.0)])
+def test_bitwise_the_same_for_any_number_of_threads(rows, spread, cpu):
+    """One row is shared out by its tiles, many by rows; flat rows share out the passes over kept tiles too."""
+    pre, ft = (x.float() for x in model_rows(rows, 50_000 if rows < 16 else 20_000, spread=spread))
+    labels = kept_labels(ft)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(everything(pre, ft, labels))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_address(dtype, backend):
+    """Rows that begin at no multiple of 16 bytes, at the very end of their memory."""
+    pre, ft = (x.to(dtype) for x in model_rows(3, 2051))
+    expected = svdecode.fused_steer(pre, ft, 0.5)
+    for offset in (1, 3):
+        shifted = []
+        for x in (pre, ft):
+            memory = torch.zeros(offset + x.numel(), dtype=dtype)
+            memory[offset:] = x.flatten()
+            shifted.append(memory[offset:].view(x.shape))
+        for got, value in zip(svdecode.fused_steer(*shifted, 0.5), expected, strict=True):
+            assert value is None or torch.equal(got, value)
+
+
+@pytest.mark.skipif(not EMULATED, reason="takes the host emulation of the CUDA kernels")
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+def test_any_order_of_blocks(order, monkeypatch):
+    """Whichever block is a row's last finishes it, to the same bits."""
+    monkeypatch.setenv("SVDECODE_EMULATION_ORDER", order)
+    pre, ft = (x.float() for x in model_rows(3, 9001, spread=1.0))
+    ft[1, 4000] = math.nan
+    labels = kept_labels(ft)
+    with use_backend("cuda"):
+        found = everything(pre, ft, labels)
+        monkeypatch.setenv("SVDECODE_EMULATION_ORDER", "forward")
+        expected = everything(pre, ft, labels)
+    for name, value in expected.items():
+        assert torch.equal(found[name].nan_to_num(7.0), value.nan_to_num(7.0)), name
+
+
+def run_python(code: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+REPORT = """
+import torch, svdecode
+x = torch.randn(2, 50)
+print(svdecode.backends()["cpu"])
+print(svdecode.fused_steer(x, x + 1).kl.shape)
+try:
+    svdecode.fused_steer(x, x, backend="cpu")
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize("content", [b"not a library", None])
+def test_a_library_that_does_not_load_is_reported_and_not_needed(content, tmp_path):
+    library = tmp_path / "_compiled.so"
+    if content:
+        library.write_bytes(content)
+    text = run_python(REPORT, SVDECODE_LIBRARY=str(library), SVDECODE_CUDA_EMULATION="")
+    assert "available=False" in text
+    assert "torch.Size([2])" in text
+    assert "refused: backend='cpu' is not available: _compiled.so does not load" in text
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_an_instruction_set_that_is_not_there_is_refused():
+    from svdecode import compiled
+
+    with pytest.raises(RuntimeError, match="no instruction set 'sse9'; the best is"):
+        compiled.instruction_set("sse9")
+    assert compiled.instruction_set() in ("base", "avx2", "avx512")
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_a_cpu_uses_them_unless_told_otherwise(monkeypatch):
+    from svdecode.backends import choose
+
+    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", None)
+    assert choose(None, "cpu", torch.float32, torch.bfloat16) == "cpu"
+    assert choose(None, "cpu", torch.float64, torch.float32) == "reference"
+    assert choose("reference", "cpu", torch.float32, torch.float32) == "reference"
