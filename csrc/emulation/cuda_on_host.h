@@ -1,8 +1,8 @@
 // Enough of CUDA to run the kernels of csrc/cuda on the host, compiled by g++: a test bed, not a fast path.
 //
 // Blocks run one after another, forwards, backwards or shuffled (SVDECODE_EMULATION_ORDER=forward|reverse|random), so a result that
-// depends on their order shows. The threads of a block are fibers that run until they meet a barrier or a warp shuffle, in an order
-// that changes from round to round, so a missing barrier shows as a wrong number. Threads that wait at different barriers, or at
+// depends on their order shows. The threads of a block are fibers that run until they meet a barrier or a warp shuffle, and warps run
+// ahead of one another as far as barriers let them, so a missing barrier shows as a wrong number. Threads that wait at different barriers, or at
 // one that others have left the kernel without, abort the process with a message.
 #pragma once
 
@@ -74,10 +74,13 @@ class Block {
       fibers_[t].started = false;
       fibers_[t].parity = 0;
     }
+    // A warp runs ahead as far as it can, to the next block barrier, before another starts: what it then overwrites too early, or
+    // the other reads too early, shows. Which warp is first changes from barrier to barrier.
+    const int warps = threads / WARP;
     for (unsigned round = 0;; ++round) {
-      for (int i = 0; i < threads; ++i) {  // back and forth, from another thread on in every round
-        const int t = static_cast<int>(((round % 2 ? threads - 1 - i : i) + 37 * round) % threads);
-        if (fibers_[t].state == Fiber::ready) step(t);
+      for (int i = 0; i < warps; ++i) {
+        const int in_order = round % 2 ? warps - 1 - i : i;
+        run_warp(static_cast<int>((in_order + 3 * round) % warps) * WARP, round);
       }
       if (release()) return;
     }
@@ -130,31 +133,31 @@ class Block {
     if (_setjmp(fiber.resume) == 0) _longjmp(scheduler_, 1);
   }
 
-  // Let go what waits at a barrier that all have reached; true when the block is done.
-  bool release() {
-    int done = 0, waiting = 0;
-    for (int t = 0; t < threads_; ++t) {
-      done += fibers_[t].state == Fiber::done;
-      waiting += fibers_[t].state == Fiber::at_block_barrier;
-    }
-    if (done == threads_) return true;
-    if (waiting == threads_) {
-      for (int t = 0; t < threads_; ++t) {
-        if (fibers_[t].line != fibers_[0].line) fail("threads of a block wait at different __syncthreads");
-        fibers_[t].state = Fiber::ready;
+  // Run the lanes of a warp from shuffle to shuffle, until all wait at a block barrier or are done.
+  void run_warp(int first, unsigned round) {
+    for (;;) {
+      int at_shuffle = 0;
+      for (int i = 0; i < WARP; ++i) {
+        const int t = first + (round % 2 ? WARP - 1 - i : i);
+        if (fibers_[t].state == Fiber::ready) step(t);
+        at_shuffle += fibers_[t].state == Fiber::at_warp_barrier;
       }
-      return false;
+      if (at_shuffle == 0) return;
+      if (at_shuffle != WARP) fail("some lanes of a warp are missing from a shuffle");
+      for (int t = first; t < first + WARP; ++t) fibers_[t].state = Fiber::ready;
     }
-    bool released = false;
-    for (int warp = 0; warp < threads_; warp += WARP) {
-      int lanes = 0;
-      for (int t = warp; t < warp + WARP; ++t) lanes += fibers_[t].state == Fiber::at_warp_barrier;
-      if (lanes == 0) continue;
-      if (lanes != WARP) fail("some lanes of a warp are missing from a shuffle");
-      for (int t = warp; t < warp + WARP; ++t) fibers_[t].state = Fiber::ready;
-      released = true;
+  }
+
+  // Open the block barrier that all threads have reached; true when all are done instead.
+  bool release() {
+    int done = 0;
+    for (int t = 0; t < threads_; ++t) done += fibers_[t].state == Fiber::done;
+    if (done == threads_) return true;
+    if (done > 0) fail("some threads of a block wait at a __syncthreads that others never reach");
+    for (int t = 0; t < threads_; ++t) {
+      if (fibers_[t].line != fibers_[0].line) fail("threads of a block wait at different __syncthreads");
+      fibers_[t].state = Fiber::ready;
     }
-    if (!released) fail("some threads of a block wait at a __syncthreads that others never reach");
     return false;
   }
 
