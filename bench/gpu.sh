@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset TRITON_INTERPRET
+# with the CUDA C++ kernels where there is an nvcc
+command -v nvcc > /dev/null && export SVDECODE_BUILD=cuda
 python3 -m pip install --quiet --no-deps --no-build-isolation --no-index .
 python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torch.cuda.get_device_name())'
 # (a) the suite on the device, uninterpreted, and (b) graphs, streams, a second device. From tests/, so that what is tested is
@@ -11,7 +13,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torc
 (
     cd tests
     python3 -m pytest -q test_gpu.py test_fused_steer.py test_optimal_strength.py test_steered_nll.py \
-        test_steering_vector.py test_steer_sample.py test_backward.py test_properties.py
+        test_steering_vector.py test_steer_sample.py test_backward.py test_properties.py test_compiled.py
     # a wrong address in the kernels shows here, where the machine has the tool
     if command -v compute-sanitizer > /dev/null; then
         compute-sanitizer --error-exitcode 1 python3 -m pytest -q test_fused_steer.py -k 'edges and plain or strided'

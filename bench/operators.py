@@ -31,6 +31,7 @@ CACHE_BYTES = {"cuda": 200e6, "cpu": 100e6}
 GRAPH_ROWS = 64
 ROUNDS = {"cuda": 30, "cpu": 7}
 MU = 0.5
+CUDA_CPP = torch.cuda.is_available() and bool(svdecode.backends()["cuda"])
 
 
 def dense_reference(pre: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,7 @@ def variants(output: str, out: Tensor, labels: Tensor, compiled: dict[str, Calla
     if output == "dense":
         return {
             "svdecode": lambda a, z: svdecode.fused_steer(a, z, MU, out=out),
+            **({"cuda c++": lambda a, z: svdecode.fused_steer(a, z, MU, out=out, backend="cuda")} if CUDA_CPP else {}),
             "eager": dense_reference,
             "compiled": compiled["dense"],
         }

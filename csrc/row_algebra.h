@@ -100,19 +100,25 @@ struct Steering {
   float u, p, c, delta;
 };
 
+// p, or 1 for delta = c: with factors that do not change in a loop, where a choice would keep it from being vectorised.
+SVDECODE_FUNCTION float weight_of_c(float p, bool kl_direction) {
+  const float kl = kl_direction ? 1.0f : 0.0f;
+  return p * kl + (1.0f - kl);
+}
+
 SVDECODE_FUNCTION Steering steering(float z, float a, const Row& row, bool kl_direction) {
   Steering s;
   s.u = z - row.max;
   s.p = exponential(s.u) / row.total;
   const float c = s.u - (a - row.pre_top) - row.centre;
   s.c = (z == -INFINITE) | (a == -INFINITE) ? 0.0f : c;
-  s.delta = kl_direction ? s.p * s.c : s.c;
+  s.delta = weight_of_c(s.p, kl_direction) * s.c;
   return s;
 }
 
 // delta of the top token, where p = 1 / total and c = -centre.
 SVDECODE_FUNCTION float top_delta(const Row& row, bool kl_direction) {
-  return kl_direction ? -row.centre / row.total : -row.centre;
+  return -row.centre * weight_of_c(1.0f / row.total, kl_direction);
 }
 
 // |mu| * penalty, and -inf where the penalty is -inf, whatever mu is.
@@ -121,8 +127,8 @@ SVDECODE_FUNCTION float shift_outside(float mu, float penalty) {
 }
 
 // zs relative to the row's maximum: u + mu delta on K, u + shift elsewhere.
-SVDECODE_FUNCTION float steered(const Steering& s, bool keep, float mu, float shift) {
-  return keep ? s.u + mu * s.delta : s.u + shift;
+SVDECODE_FUNCTION float steered(float u, float delta, bool keep, float mu, float shift) {
+  return keep ? u + mu * delta : u + shift;
 }
 
 // Sums over the kept tokens of a piece, with x = delta - r and r the top token's delta (see kernels/kept_sums.py).

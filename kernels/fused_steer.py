@@ -296,7 +296,9 @@ def optimal_strength(
     logits_pre: Tensor, logits_ft: Tensor, labels: Tensor, alpha: float, direction: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mu_star, moments, saved): the row scalars of `fused_steer` alone; nothing of size (..., V) is written."""
-    out = fused_steer(logits_pre, logits_ft, 0.0, labels, alpha, -math.inf, direction, eps, return_kl=False, dense=False)
+    out = fused_steer(
+        logits_pre, logits_ft, 0.0, labels, alpha, -math.inf, direction, eps, return_kl=False, dense=False
+    )
     return out[4:]
 
 

@@ -81,7 +81,7 @@ def implementation(name: str, operator: str) -> Callable:
 
 
 def choose(backend: object, device: str, *dtypes: torch.dtype) -> str:
-    """The backend to use: the argument, else SVDECODE_BACKEND, else by the device's type; float64 is for the reference alone."""
+    """The backend to use: the argument, else SVDECODE_BACKEND, else by the type of the device; float64 is for the reference."""
     has_float64 = torch.float64 in dtypes
     if backend is None:
         # The environment variable and the device pick among what can run this call; only the argument insists.
@@ -102,7 +102,7 @@ def choose(backend: object, device: str, *dtypes: torch.dtype) -> str:
 
 
 _BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}
-"""Where nothing is asked for. The CUDA operators may take over from Triton where a GPU has measured them faster; none has yet."""
+"""Where nothing is asked for. The CUDA operators may replace Triton where a GPU has measured them faster; none has yet."""
 
 
 def _runs_on(name: str, device: str) -> bool:

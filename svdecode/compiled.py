@@ -31,7 +31,9 @@ def _load(variable: str, otherwise: str | None) -> str | None:
     override = os.environ.get(variable)
     found = [Path(override)] if override else sorted(Path(__file__).parent.glob(otherwise)) if otherwise else []
     if not found:
-        return "svdecode was installed without its compiled operators: it takes a C++ compiler, then `pip install` again"
+        return (
+            "svdecode was installed without its compiled operators: it takes a C++ compiler, then `pip install` again"
+        )
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:  # built for another platform, or for a torch that this one is not compatible with
@@ -53,7 +55,9 @@ def why_cuda_missing() -> str | None:
     if WHY_MISSING is not None and not HAS_CUDA:
         return WHY_MISSING
     if not HAS_CUDA:
-        return "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch, then `pip install` again"
+        return (
+            "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch, then pip again"
+        )
     return None if CUDA_IS_EMULATED or torch.cuda.is_available() else "torch sees no GPU"
 
 
@@ -85,7 +89,19 @@ class Operators:
         self._backward = library.backward.default
 
     def fused_steer(
-        self, logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, return_kl, out=None, save=True, dense=True
+        self,
+        logits_pre,
+        logits_ft,
+        mu,
+        labels,
+        alpha,
+        penalty,
+        direction,
+        eps,
+        return_kl,
+        out=None,
+        save=True,
+        dense=True,
     ) -> tuple[Tensor | None, ...]:
         """(logprobs, mu, num_kept, kl, mu_star, moments, saved), None for the unasked."""
         number, rows = number_or_rows(mu, logits_ft)
@@ -175,5 +191,3 @@ def implementation(backend: str, operator: str) -> Callable | None:
     if backend == "cpu":
         return getattr(_operators(emulated=False), operator)
     return getattr(_operators(emulated=CUDA_IS_EMULATED), operator) if operator in _IN_CUDA else None
-
-

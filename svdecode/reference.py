@@ -195,7 +195,9 @@ def steer_sample(
     Truncation as in transformers: temperature, then top_k, then top_p; tokens that tie with the last one are kept.
     """
     rows = row_values(logits_pre, logits_ft, alpha, direction)
-    logprobs = torch.log_softmax(steered_logits(rows, torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape), penalty), -1)
+    logprobs = torch.log_softmax(
+        steered_logits(rows, torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape), penalty), -1
+    )
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
     if temperature == 0:
         best = logprobs == logprobs.amax(-1, keepdim=True)

@@ -18,9 +18,9 @@ INSTRUCTION_SETS = ["base", "avx2", "avx512"]  # each needs what the one before 
 
 
 def tested_backends() -> list[str]:
-    """What can run here and is tested against the reference; the CPU operators with each instruction set that it has."""
+    """What is tested against the reference: on the GPU where there is one, else the CPU operators with each instruction set."""
     names = [name for name, found in svdecode.backends().items() if found and name not in ("reference", "cpu")]
-    if svdecode.backends()["cpu"]:
+    if svdecode.backends()["cpu"] and not torch.cuda.is_available():
         best = INSTRUCTION_SETS.index(compiled.instruction_set())
         names += [f"cpu-{name}" for name in INSTRUCTION_SETS[: best + 1]]
     return names

@@ -131,7 +131,15 @@ def test_address_and_undefined_behaviour_sanitizers(checkout, tmp_path):
         subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True).stdout.strip()
         for name in ("asan", "ubsan")
     ]
-    files = ["fused_steer", "optimal_strength", "steered_nll", "steering_vector", "steer_sample", "backward", "compiled"]
+    files = [
+        "fused_steer",
+        "optimal_strength",
+        "steered_nll",
+        "steering_vector",
+        "steer_sample",
+        "backward",
+        "compiled",
+    ]
     text = run(
         *(sys.executable, "-m", "pytest", "-q", "-x", "-k", "cpu and not any_number_of_threads"),
         *(f"test_{name}.py" for name in files),

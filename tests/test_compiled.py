@@ -1,4 +1,4 @@
-"""The compiled operators: the same for any number of threads, any order of blocks and any address; and what is said without them."""
+"""The compiled operators: the same for any threads, order of blocks and address; and what is said where they are missing."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_bitwise_the_same_for_any_number_of_threads(rows, spread, cpu):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_any_address(dtype, backend):
+def test_any_address(dtype, backend, device):
     """Rows that begin at no multiple of 16 bytes, at the very end of their memory."""
-    pre, ft = (x.to(dtype) for x in model_rows(3, 2051))
+    pre, ft = (x.to(device, dtype) for x in model_rows(3, 2051))
     expected = svdecode.fused_steer(pre, ft, 0.5)
     for offset in (1, 3):
         shifted = []
         for x in (pre, ft):
-            memory = torch.zeros(offset + x.numel(), dtype=dtype)
+            memory = torch.zeros(offset + x.numel(), dtype=dtype, device=device)
             memory[offset:] = x.flatten()
             shifted.append(memory[offset:].view(x.shape))
         for got, value in zip(svdecode.fused_steer(*shifted, 0.5), expected, strict=True):

@@ -163,7 +163,9 @@ def test_the_others_refuse(call, error, words):
         call()
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [("reference", "tensor"), ("nonsense", "SVDECODE_BACKEND must be one of")])
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("reference", "tensor"), ("nonsense", "SVDECODE_BACKEND must be one of")]
+)
 def test_environment_variable_picks_the_backend(wanted, expected):
     code = "import torch, svdecode; print(svdecode.fused_steer(torch.zeros(2, 8), torch.zeros(2, 8)).kl)"
     environment = {**os.environ, "SVDECODE_BACKEND": wanted}

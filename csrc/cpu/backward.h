@@ -87,9 +87,9 @@ class BackwardRow {
     for (int i = 0; i < tile.count; ++i) {
       const Steering s = steering(tile.z[i], tile.a[i], values_, kl_direction());
       const bool keep = tile.z[i] >= threshold_;
-      const float zs = steered(s, keep, mu, shift);
+      const float zs = steered(s.u, s.delta, keep, mu, shift);
       const float g = zs > -INFINITE ? grad[tile.begin + i] : 0.0f;
-      const float ps = zs > -INFINITE ? exponential(zs - normaliser_) : 0.0f;
+      const float ps = exponential(zs - normaliser_);
       sum += g;
       g_delta += keep ? g * s.delta : 0.0f;
       ps_delta += keep ? ps * s.delta : 0.0f;
@@ -127,7 +127,7 @@ class BackwardRow {
 
   // (normaliser of zs at a strength, whether the label is reachable): lse(zs) = NLL + zs of the label; an NLL of +inf is a constant.
   float nll_normaliser(int64_t m, float mu, float shift, bool& reachable) const {
-    const float label_zs = steered(label_, label_z_ >= threshold_, mu, shift);
+    const float label_zs = steered(label_.u, label_.delta, label_z_ >= threshold_, mu, shift);
     reachable = label_in_range_ && label_zs > -INFINITE;
     return reachable ? g_.nll[g_.strengths * row_ + m] + label_zs : 0.0f;
   }
@@ -142,7 +142,7 @@ class BackwardRow {
 #pragma omp simd reduction(+ : ps_delta, kept_mass)
       for (int i = 0; i < tile.count; ++i) {
         const Steering s = steering(tile.z[i], tile.a[i], values_, kl_direction());
-        const float kept = tile.z[i] >= threshold_ ? exponential(steered(s, true, mu, shift) - normaliser) : 0.0f;
+        const float kept = tile.z[i] >= threshold_ ? exponential((s.u + mu * s.delta) - normaliser) : 0.0f;
         ps_delta += kept * s.delta;
         kept_mass += kept;
       }
@@ -159,6 +159,11 @@ class BackwardRow {
     float *__restrict__ h = up.h, *__restrict__ u = up.u, *__restrict__ w = up.w;
     const float* __restrict__ z = tile.z;
     const float* __restrict__ a = tile.a;
+    // Copies: what is written in a loop might be a member of this, as far as the compiler knows.
+    const Row row = values_;
+    const float threshold = threshold_, normaliser = normaliser_;
+    const bool kl = kl_direction();
+    const int count = tile.count;
     fill(h, tile.count, 0.0f);
     fill(w, tile.count, 0.0f);
     if (const float* grad = incoming(g_.grad_delta)) {
@@ -171,21 +176,24 @@ class BackwardRow {
       return;
     }
     if (const float* grad = incoming(g_.grad_logprobs)) {
-      const float mu = g_.mu[row_], shift = shift_outside(mu, g_.settings.penalty);
+      const float mu = g_.mu[row_], shift = shift_outside(mu, g_.settings.penalty), g = coefficients_.g;
+      const float* __restrict__ dense = grad + tile.begin;
 #pragma omp simd
-      for (int i = 0; i < tile.count; ++i) {
-        const float zs = steered(steering(z[i], a[i], values_, kl_direction()), z[i] >= threshold_, mu, shift);
-        h[i] = zs > -INFINITE ? grad[tile.begin + i] - exponential(zs - normaliser_) * coefficients_.g : 0.0f;
+      for (int i = 0; i < count; ++i) {
+        const Steering s = steering(z[i], a[i], row, kl);
+        const float zs = steered(s.u, s.delta, z[i] >= threshold, mu, shift);
+        const float incoming = zs > -INFINITE ? dense[i] : 0.0f;
+        h[i] = incoming - exponential(zs - normaliser) * g;
         u[i] = mu * h[i];
       }
     }
     if (g_.labels == nullptr) return;
-    const float n = coefficients_.n, d = coefficients_.d, h2 = coefficients_.h;
+    const float n = coefficients_.n, d = coefficients_.d, h2 = coefficients_.h, mean = mean_;
 #pragma omp simd
-    for (int i = 0; i < tile.count; ++i) {
-      const Steering s = steering(z[i], a[i], values_, kl_direction());
-      u[i] += -n * s.p + 2.0f * d * s.delta + 2.0f * h2 * s.p * (s.delta - mean_);
-      w[i] += -n * s.delta + h2 * s.delta * (s.delta - 2.0f * mean_);
+    for (int i = 0; i < count; ++i) {
+      const Steering s = steering(z[i], a[i], row, kl);
+      u[i] += -n * s.p + 2.0f * d * s.delta + 2.0f * h2 * s.p * (s.delta - mean);
+      w[i] += -n * s.delta + h2 * s.delta * (s.delta - 2.0f * mean);
     }
     const int64_t label = g_.labels[row_] - tile.begin;
     if (label >= 0 && label < tile.count) u[label] += n;
@@ -196,25 +204,31 @@ class BackwardRow {
     bool reachable;
     const float normaliser = nll_normaliser(m, mu, shift, reachable);
     if (!reachable) return;
-    const float grad = g_.grad_nll[g_.strengths * row_ + m];
-    const int64_t label = g_.labels[row_] - tile.begin;
+    const float grad = g_.grad_nll[g_.strengths * row_ + m], threshold = threshold_;
+    const float* __restrict__ z = tile.z;
+    const float* __restrict__ a = tile.a;
+    const Row row = values_;
+    const bool kl = kl_direction();
+    const int count = tile.count;
 #pragma omp simd
-    for (int i = 0; i < tile.count; ++i) {
-      const Steering s = steering(tile.z[i], tile.a[i], values_, kl_direction());
-      const float zs = steered(s, tile.z[i] >= threshold_, mu, shift);
-      const float ps = zs > -INFINITE ? exponential(zs - normaliser) : 0.0f;
-      const float one = grad * (ps - (i == label ? 1.0f : 0.0f));
+    for (int i = 0; i < count; ++i) {
+      const Steering s = steering(z[i], a[i], row, kl);
+      const float zs = steered(s.u, s.delta, z[i] >= threshold, mu, shift);
+      const float one = grad * exponential(zs - normaliser);
       h[i] += one;
       u[i] += mu * one;
     }
+    const int64_t label = g_.labels[row_] - tile.begin;
+    if (label < 0 || label >= count) return;
+    h[label] -= grad;
+    u[label] -= mu * grad;
   }
 
-  // dL/dc and w + [u c] of a token: u and w count on K, and u only where delta is not a constant 0.
-  void through_delta(const Steering& s, bool keep, bool has_both, float u, float w, float& grad_c, float& q) const {
-    u = keep & has_both ? u : 0.0f;
-    w = keep ? w : 0.0f;
-    grad_c = kl_direction() ? u * s.p : u;
-    q = kl_direction() ? w + u * s.c : w;
+  // dL/dc of a token, and w + [u c]; u and w count on K, and u only where delta is not a constant 0. Values in, values out: a
+  // reference to a variable of a loop keeps it from being vectorised.
+  static SVDECODE_FUNCTION float grad_c(float p, float u, bool kl_direction) { return u * weight_of_c(p, kl_direction); }
+  static SVDECODE_FUNCTION float grad_p(float c, float u, float w, bool kl_direction) {
+    return w + (kl_direction ? 1.0f : 0.0f) * u * c;
   }
 
   DeltaSums delta_sums(const Workers& workers) {
@@ -225,15 +239,15 @@ class BackwardRow {
       if (!(max >= threshold_)) return DeltaSums();
       Upstream up;
       upstream(tile, up);
+      const bool kl = kl_direction();
       float grad_c_sum = 0, pw = 0;
 #pragma omp simd reduction(+ : grad_c_sum, pw)
       for (int i = 0; i < tile.count; ++i) {
         const Steering s = steering(tile.z[i], tile.a[i], values_, kl_direction());
-        const bool has_both = (tile.a[i] > -INFINITE) & (tile.z[i] > -INFINITE);
-        float grad_c, q;
-        through_delta(s, tile.z[i] >= threshold_, has_both, up.u[i], up.w[i], grad_c, q);
-        grad_c_sum += grad_c;
-        pw += s.p * q;
+        const bool has_both = (tile.a[i] > -INFINITE) & (tile.z[i] > -INFINITE), keep = tile.z[i] >= threshold_;
+        const float u = keep & has_both ? up.u[i] : 0.0f, w = keep ? up.w[i] : 0.0f;
+        grad_c_sum += grad_c(s.p, u, kl);
+        pw += s.p * grad_p(s.c, u, w, kl);
       }
       return DeltaSums{grad_c_sum, pw};
     });
@@ -241,28 +255,29 @@ class BackwardRow {
 
   void write_gradients(const Workers& workers, float s_sum, float pq) {
     const float grad_kl = coefficients_.kl;
+    const bool kl = kl_direction();
     // lse(a) - pre_top, from the KL
     const float log_pre_total = g_.grad_kl ? g_.kl[row_] - values_.centre + logarithm(values_.total) : 0.0f;
     workers.tiles(pair_.tiles(), pair_.tiles(), [&](int64_t begin, int64_t end) {
       Buffers buffers;
       Upstream up;
       alignas(64) float grad_z[TILE], grad_a[TILE];
+      const Row row = values_;
+      const float threshold = threshold_;
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile = pair_.load(t, buffers);
         upstream(tile, up);
 #pragma omp simd
         for (int i = 0; i < tile.count; ++i) {
           const float z = tile.z[i], a = tile.a[i];
-          const Steering s = steering(z, a, values_, kl_direction());
-          const bool has_both = (a > -INFINITE) & (z > -INFINITE);
-          float grad_c, q;
-          through_delta(s, z >= threshold_, has_both, up.u[i], up.w[i], grad_c, q);
-          const float grad_d = has_both ? grad_c + s_sum * s.p : 0.0f;
-          const float d = difference_from_top(s.u, a, values_.max, values_.pre_top) - values_.centre;
-          const float through_p = z > -INFINITE ? s.p * (q + s_sum * d - pq) : 0.0f;
-          const float pre_p = exponential(a - values_.pre_top - log_pre_total);
-          grad_z[i] = up.h[i] + grad_d + through_p + grad_kl * s.p * s.c;
-          grad_a[i] = -grad_d + (grad_kl != 0.0f ? grad_kl * (pre_p - s.p) : 0.0f);
+          const Steering s = steering(z, a, row, kl);
+          const bool has_both = (a > -INFINITE) & (z > -INFINITE), keep = z >= threshold;
+          const float u = keep & has_both ? up.u[i] : 0.0f, w = keep ? up.w[i] : 0.0f;
+          const float grad_d = grad_c(s.p, u, kl) + (has_both ? s_sum : 0.0f) * s.p;
+          const float d = difference_from_top(s.u, a, row.max, row.pre_top) - row.centre;
+          const float pre_p = exponential(smaller(a - row.pre_top - log_pre_total, 0.0f));
+          grad_z[i] = up.h[i] + grad_d + s.p * (grad_p(s.c, u, w, kl) + s_sum * d - pq) + grad_kl * s.p * s.c;
+          grad_a[i] = grad_kl * (pre_p - s.p) - grad_d;
         }
         if (g_.ft_grad_out) store(grad_row(g_.ft_grad_out, g_.rows.ft), g_.rows.ft.dtype, tile.begin, tile.count, grad_z);
         if (g_.pre_grad_out) store(grad_row(g_.pre_grad_out, g_.rows.pre), g_.rows.pre.dtype, tile.begin, tile.count, grad_a);

@@ -60,7 +60,8 @@ inline void steered_block(
   const float* __restrict__ a = tile.a + begin;
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
-    out[i] = steered(steering(z[i], a[i], row, kl_direction), z[i] >= threshold, mu, shift) - base;
+    const Steering s = steering(z[i], a[i], row, kl_direction);
+    out[i] = steered(s.u, s.delta, z[i] >= threshold, mu, shift) - base;
   }
 }
 

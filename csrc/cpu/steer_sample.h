@@ -34,7 +34,7 @@ class SampleRow {
     if (!pair_.holds(token)) return write(-1, NOT_A_NUMBER);
     const float z = pair_.z(token);
     const Steering s = steering(z, pair_.a(token), values_, g_.settings.kl_direction);
-    write(token, steered(s, z >= threshold_, mu_, shift_) - best.max - logarithm(best.total));
+    write(token, steered(s.u, s.delta, z >= threshold_, mu_, shift_) - best.max - logarithm(best.total));
   }
 
  private:

@@ -55,7 +55,7 @@ inline void nll_of_row(const NllArguments& g, int64_t row, const Workers& worker
       const Normaliser& piece = normalisers[k * g.strengths + m];
       add_totals(max, total, piece.max, piece.total);
     }
-    const float value = max + logarithm(total) - steered(s, z >= threshold, mu, shift);
+    const float value = max + logarithm(total) - steered(s.u, s.delta, z >= threshold, mu, shift);
     nll[m] = pair.holds(label) ? value : label == IGNORE_INDEX ? 0.0f : NOT_A_NUMBER;
   }
 }

@@ -15,8 +15,9 @@ inline void steering_vector(const VectorArguments& g, ParallelFor parallel_for, 
     float* const out = out_row(g.rows, g.out, row);
     if (g.saved_out) save_row(g.saved_out + SAVED_FIELDS * row, values, 0.0f, 0.0f);
     if (!values.valid) return fill(out, g.rows.vocabulary, NOT_A_NUMBER);
-    inside.tiles(pair.tiles(), pair.tiles(), [&](int64_t begin, int64_t end) {
+    inside.tiles(pair.tiles(), pair.tiles(), [&, values, threshold](int64_t begin, int64_t end) {
       Buffers buffers;
+      const bool kl_direction = g.settings.kl_direction;
       for (int64_t t = begin; t < end; ++t) {
         float* __restrict__ delta = out + pair.begin(t);
         if (pieces[t].max < threshold) {
@@ -24,10 +25,11 @@ inline void steering_vector(const VectorArguments& g, ParallelFor parallel_for, 
           continue;
         }
         const Tile tile = pair.load(t, buffers);
+        const Row row = values;
 #pragma omp simd
         for (int i = 0; i < tile.count; ++i) {
-          const Steering s = steering(tile.z[i], tile.a[i], values, g.settings.kl_direction);
-          delta[i] = tile.z[i] >= threshold ? s.delta : 0.0f;
+          const float kept = tile.z[i] >= threshold ? 1.0f : 0.0f;  // a factor: a branch would keep the loop from being vectorised
+          delta[i] = kept * steering(tile.z[i], tile.a[i], row, kl_direction).delta;
         }
       }
     });

@@ -18,7 +18,7 @@ namespace SVDECODE_TARGET {
 
 constexpr int TILE = 2048;
 constexpr int BLOCK = 64;               // unit inside a tile that is skipped where it holds no kept token
-constexpr int CHUNK = 512;              // unit of prefetching
+constexpr int CHUNK = 256;              // unit of prefetching
 constexpr int64_t STREAMED = int64_t{1} << 20;  // output of more tokens than this goes around the caches
 constexpr int64_t TASK_TOKENS = 16384;  // less than this is not worth waking a thread for
 

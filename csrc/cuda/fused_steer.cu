@@ -81,7 +81,8 @@ __device__ void write_split(
 #pragma unroll
   for (int i = 0; i < PER_THREAD; ++i) {
     if (kept) {
-      z[i] = steered(steering(z[i], a[i], m.row, g.settings.kl_direction), z[i] >= m.threshold, m.mu, shift) - normaliser;
+      const Steering s = steering(z[i], a[i], m.row, g.settings.kl_direction);
+      z[i] = steered(s.u, s.delta, z[i] >= m.threshold, m.mu, shift) - normaliser;
     } else {
       z[i] = z[i] - m.row.max + shift - normaliser;
     }

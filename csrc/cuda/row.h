@@ -140,7 +140,8 @@ __device__ inline KeptSums split_kept_sums(
 #pragma unroll
     for (int i = 0; i < PER_THREAD; ++i) {
       const bool inside = first_token(split) + i < in.vocabulary;
-      z[i] = inside ? steered(steering(z[i], a[i], row, kl_direction), z[i] >= threshold, mu, shift) : -INFINITE;
+      const Steering s = steering(z[i], a[i], row, kl_direction);
+      z[i] = inside ? steered(s.u, s.delta, z[i] >= threshold, mu, shift) : -INFINITE;
       max = larger(z[i], max);
     }
     sums.steered_max = block_reduce(max, shared, Max());

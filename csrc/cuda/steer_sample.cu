@@ -32,7 +32,8 @@ __device__ void steered_tokens(const RowInputs& in, int split, const Draw& d, bo
 #pragma unroll
   for (int i = 0; i < PER_THREAD; ++i) {
     const bool inside = first_token(split) + i < in.vocabulary;
-    zs[i] = inside ? steered(steering(zs[i], a[i], d.row, kl_direction), zs[i] >= d.threshold, d.mu, d.shift) : -INFINITE;
+    const Steering s = steering(zs[i], a[i], d.row, kl_direction);
+    zs[i] = inside ? steered(s.u, s.delta, zs[i] >= d.threshold, d.mu, d.shift) : -INFINITE;
   }
 }
 
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(THREADS, 4) sample_kernel(SampleArguments g, S
   if (token >= 0 && token < g.rows.vocabulary) {
     const float z = load_one(in.ft, token);
     const Steering s = steering(z, load_one(in.pre, token), d.row, g.settings.kl_direction);
-    logprob = steered(s, z >= d.threshold, d.mu, d.shift) - d.top - logarithm(d.total);
+    logprob = steered(s.u, s.delta, z >= d.threshold, d.mu, d.shift) - d.top - logarithm(d.total);
   }
   g.tokens_out[at.row] = logprob == logprob ? token : -1;
   g.logprobs_out[at.row] = logprob;
