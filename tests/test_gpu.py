@@ -11,6 +11,11 @@ import svdecode
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.fixture(autouse=True)
+def _each_backend(backend):
+    """All of this file with Triton, and with the CUDA C++ kernels where they are built."""
+
+
 def inputs(rows=4, vocabulary=128_256, device="cuda"):
     return (x.to(device, torch.bfloat16) for x in model_rows(rows, vocabulary))
 
