@@ -104,7 +104,7 @@ class Operators:
         dense=True,
     ) -> tuple[Tensor | None, ...]:
         """(logprobs, mu, num_kept, kl, mu_star, moments, saved), None for the unasked."""
-        number, rows = number_or_rows(mu, logits_ft)
+        number, rows = (mu, None) if type(mu) is float else number_or_rows(mu, logits_ft)
         flags = return_kl * RETURN_KL + dense * DENSE + save * SAVE + (mu is None) * OWN_STRENGTH
         numbers = _numbers(alpha, penalty, eps, direction, number, flags)
         if rows is None and labels is None and out is None:

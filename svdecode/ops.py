@@ -7,6 +7,8 @@ K = the tokens with a logit of at least max + log(alpha). Every row (last dimens
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from svdecode import registration, validation  # noqa: F401  (registration defines torch.ops.svdecode)
-from svdecode.backends import choose, implementation
+from svdecode.backends import choose
 from svdecode.constants import ALPHA, EPS, KL, PENALTY
 from svdecode.strength import as_tensor
+
+backends = sys.modules["svdecode.backends"]  # `svdecode.backends` is the function of that name
 
 
 class SteerOutput(NamedTuple):
@@ -40,6 +44,18 @@ def _choose(backend: object, logits_pre: Tensor, logits_ft: Tensor) -> str:
     return choose(backend, logits_ft.device.type, logits_pre.dtype, logits_ft.dtype)
 
 
+_RUNS: dict[tuple, Callable] = {}
+
+
+def _run(operator: str, backend: object, logits_pre: Tensor, logits_ft: Tensor) -> Callable:
+    """What computes an operator on these logits; remembered, since finding it takes a tenth of a small call."""
+    key = (operator, backend, backends.PREFERRED, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
+    run = _RUNS.get(key) if backend is None else None
+    if run is None:
+        run = _RUNS[key] = backends.implementation(_choose(backend, logits_pre, logits_ft), operator)
+    return run
+
+
 def _is_watched(*inputs: object) -> bool:
     """Whether a call must go through torch.ops: a gradient is wanted, or torch.compile or another mode looks on.
 
@@ -48,9 +64,10 @@ def _is_watched(*inputs: object) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
+    wants_gradients = torch.is_grad_enabled()
     for x in inputs:
         if type(x) is Tensor or type(x) is Parameter:
-            if x.requires_grad and torch.is_grad_enabled():
+            if wants_gradients and x.requires_grad:
                 return True
         elif isinstance(x, Tensor):
             return True
@@ -63,7 +80,7 @@ def _call(operator: str, backend: str, *arguments, labels: Tensor | None = None)
         return getattr(torch.ops.svdecode, operator)(*arguments, backend)
     if labels is not None:
         validation.check_label_range(labels, arguments[1].shape[-1])
-    return implementation(backend, operator)(*arguments)
+    return backends.implementation(backend, operator)(*arguments)
 
 
 def fused_steer(
@@ -113,11 +130,11 @@ def fused_steer(
     strength = None if mu is None else validation.check_strength(mu, logits_ft)
     if strength is None and labels is None:
         strength = 1.0
-    name = _choose(backend, logits_pre, logits_ft)
     if out is not None:
         validation.check_out(out, logits_ft)
     settings = (alpha, penalty, direction, eps, bool(return_kl))
     if _is_watched(logits_pre, logits_ft, strength, out):
+        name = _choose(backend, logits_pre, logits_ft)
         arguments = (logits_pre, logits_ft, as_tensor(strength), labels, *settings, name)
         if out is None:
             result = torch.ops.svdecode.fused_steer(*arguments)
@@ -128,8 +145,8 @@ def fused_steer(
     else:
         if labels is not None:
             validation.check_label_range(labels, logits_ft.shape[-1])
-        run = implementation(name, "fused_steer")
-        result = run(logits_pre, logits_ft, strength, labels, *settings, out, save=False)
+        run = _run("fused_steer", backend, logits_pre, logits_ft)
+        result = run(logits_pre, logits_ft, strength, labels, *settings, out, False)
     logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
     return SteerOutput(
@@ -270,7 +287,7 @@ def steer_sample(
     else:
         uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
     settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
-    name = _choose(None, logits_pre, logits_ft)
     if _is_watched(logits_pre, logits_ft, strength):
+        name = _choose(None, logits_pre, logits_ft)
         return torch.ops.svdecode.steer_sample(logits_pre, logits_ft, as_tensor(strength), *settings, name)
-    return implementation(name, "steer_sample")(logits_pre, logits_ft, strength, *settings)
+    return _run("steer_sample", None, logits_pre, logits_ft)(logits_pre, logits_ft, strength, *settings)

@@ -116,6 +116,8 @@ def check_label_range(labels: Tensor, vocabulary: int) -> None:
 
 def check_strength(mu: object, logits: Tensor) -> float | Tensor:
     """Return mu if it is a finite number or a floating-point tensor that broadcasts to the rows of `logits`, else raise."""
+    if type(mu) is float and -math.inf < mu < math.inf:  # the usual call, in 0.1 us
+        return mu
     if not isinstance(mu, Tensor):
         return mu if torch.compiler.is_compiling() else check_finite("mu", mu)
     if not mu.dtype.is_floating_point:
