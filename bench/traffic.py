@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ def measure(vocabulary: int, rows: int = 1) -> list[dict[str, object]]:
 
 def main() -> None:
     """Print the table."""
-    os.environ["SVDECODE_BACKEND"] = "triton"
+    sys.modules["svdecode.backends"].PREFERRED = "triton"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--vocabulary", type=int, default=128_256)

@@ -100,10 +100,15 @@ struct Steering {
   float u, p, c, delta;
 };
 
-// p, or 1 for delta = c: with factors that do not change in a loop, where a choice would keep it from being vectorised.
-SVDECODE_FUNCTION float weight_of_c(float p, bool kl_direction) {
+// p c, or c. On a host with factors that do not change in a loop: a choice would keep it from being vectorised. On a device, which
+// would hold the factors in registers, by choice.
+SVDECODE_FUNCTION float delta_of(float p, float c, bool kl_direction) {
+#ifdef __CUDA_ARCH__
+  return kl_direction ? p * c : c;
+#else
   const float kl = kl_direction ? 1.0f : 0.0f;
-  return p * kl + (1.0f - kl);
+  return (p * kl + (1.0f - kl)) * c;
+#endif
 }
 
 SVDECODE_FUNCTION Steering steering(float z, float a, const Row& row, bool kl_direction) {
@@ -112,13 +117,13 @@ SVDECODE_FUNCTION Steering steering(float z, float a, const Row& row, bool kl_di
   s.p = exponential(s.u) / row.total;
   const float c = s.u - (a - row.pre_top) - row.centre;
   s.c = (z == -INFINITE) | (a == -INFINITE) ? 0.0f : c;
-  s.delta = weight_of_c(s.p, kl_direction) * s.c;
+  s.delta = delta_of(s.p, s.c, kl_direction);
   return s;
 }
 
 // delta of the top token, where p = 1 / total and c = -centre.
 SVDECODE_FUNCTION float top_delta(const Row& row, bool kl_direction) {
-  return -row.centre * weight_of_c(1.0f / row.total, kl_direction);
+  return kl_direction ? -row.centre / row.total : -row.centre;
 }
 
 // |mu| * penalty, and -inf where the penalty is -inf, whatever mu is.

@@ -1,4 +1,4 @@
-"""What peft put into a model: finding the pre-trained model under an adapter, and running both in one batch."""
+"""What peft put into a model: finding the pre-trained model under an adapter."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import hashlib
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from svdecode.paired_layers import without_adapter
 from svdecode.shared_weights import share_weights
+
+_UNSUPPORTED = {
+    "LILY": "its router averages over all tokens of a batch, so that a cached step gives other numbers than a whole forward",
+    "POLY": "it needs task ids at every forward",
+    "SHADOW": "it replaces the hidden states that pass between layers",
+    "XLORA": "it runs a forward of its own to choose among adapters",
+}
 
 
 def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
@@ -44,6 +50,9 @@ def check_adapter(model: object) -> None:
             raise ValueError(
                 f"{config.peft_type.value} adapters are not supported yet: pass pretrained= and a model of its own"
             )
+        if config.peft_type.value in _UNSUPPORTED:
+            why = _UNSUPPORTED[config.peft_type.value]
+            raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
         if getattr(config, "bias", "none") != "none":
             raise ValueError(
                 f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
@@ -60,57 +69,7 @@ def check_adapter(model: object) -> None:
 
 def pretrained_of(model: PreTrainedModel) -> PreTrainedModel:
     """The pre-trained model under the adapters of `model`, over the same weights: every adapter layer left out."""
-
-    def without_adapter(module: nn.Module) -> nn.Module:
-        while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            module = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
-        return module
-
     return share_weights(model, without_adapter)
-
-
-class LoraRowScale:
-    """LoRA layers whose scale is 0 on the first half of the rows: base and adapted rows share one forward.
-
-    `scaling[adapter]` becomes a (2B, 1, 1) tensor in place of a number; y + s * B(A(x)) with s = 0 is y exactly.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Collect the layers of `model`, a tree of its own (`share_weights`) whose scalings may be replaced."""
-        self.layers = [
-            (layer, adapter, layer.scaling[adapter], layer.lora_A[adapter].weight)
-            for layer in adapter_layers(model)
-            for adapter in layer.active_adapters
-            if adapter in layer.scaling and not layer.disable_adapters
-        ]
-        self.batch = 0
-
-    @staticmethod
-    def supports(model: nn.Module) -> bool:
-        """Whether every adapter of the model is plain LoRA on linear layers (no DoRA, biases, embeddings, saved modules)."""
-        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in model.modules()):
-            return False
-        return all(
-            type(layer) is LoraLinear
-            and not any(layer.use_dora.values())
-            and not any(getattr(layer, "lora_variant", {}).values())
-            and not any(layer.lora_bias.values())
-            for layer in adapter_layers(model)
-        )
-
-    def set_batch(self, batch: int) -> None:
-        """Prepare the layers for `batch` base rows followed by as many adapted rows."""
-        if batch == self.batch:
-            return
-        scales: dict[tuple, Tensor] = {}
-        for layer, adapter, scaling, weight in self.layers:
-            key = (scaling, weight.dtype, weight.device)
-            if key not in scales:
-                scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
-                scale[batch:] = scaling
-                scales[key] = scale
-            layer.scaling[adapter] = scales[key]
-        self.batch = batch
 
 
 def adapter_fingerprint(model: object) -> str | None:

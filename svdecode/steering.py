@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from svdecode import validation
-from svdecode.adapters import LoraRowScale, causal_lm_of, check_adapter, pretrained_of
+from svdecode.adapters import causal_lm_of, check_adapter, pretrained_of
 from svdecode.caches import PairedRows, _check_empty, pair_rows, with_companion
 from svdecode.calibration import Calibration, saved_calibration
 from svdecode.constants import ALPHA, KL, PENALTY
 from svdecode.ops import fused_steer
+from svdecode.paired_layers import PairedLayers
 from svdecode.shared_weights import share_weights
 
 MODES = ("auto", "paired", "two_pass")
@@ -58,7 +59,7 @@ class SteeredModel:
         if cache is not None and not isinstance(cache, PairedRows):
             _check_empty(cache)
             pair_rows(cache)
-        self._row_scale.set_batch(batch)
+        self._paired_layers.set_batch(batch)
         output = super().forward(**inputs)
         if isinstance(output.get("past_key_values"), Cache):
             pair_rows(output.past_key_values)
@@ -154,8 +155,9 @@ def steer(
         alpha: confidence threshold in [0, 1].
         penalty: lambda <= 0 for tokens outside the kept set.
         direction: "kl" or "log_ratio".
-        mode: "paired" runs both models as one batch of doubled rows with one cache (plain LoRA on linear layers),
-            "two_pass" runs two forwards with two caches (everything), "auto" takes the first that is exact.
+        mode: "paired" runs both models as one batch of doubled rows with one cache (every adapter, see
+            `paired_layers.py`), "two_pass" runs two forwards with two caches (everything), "auto" takes the first that is
+            exact.
 
     Raises:
         ValueError: no adapter and no `pretrained`, an adapter whose pre-trained model cannot be recovered, different
@@ -175,9 +177,11 @@ def steer(
         )
     elif isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise ValueError(f"{model.active_peft_config.peft_type.value} adapters are not supported yet")
-    can_pair = pre is None and LoraRowScale.supports(ft)
+    can_pair = pre is None and not _mixes_rows(ft)
     if mode == "paired" and not can_pair:
-        raise ValueError("mode='paired' needs plain LoRA on linear layers and no pretrained=: use mode='two_pass'")
+        raise ValueError(
+            "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"
+        )
     strength = _strength(model, mu, alpha, direction)
 
     steered = share_weights(ft)
@@ -186,13 +190,19 @@ def steer(
     steered.mu, steered.alpha, steered.penalty, steered.direction = strength, alpha, penalty, direction
     steered.mode = "paired" if can_pair and mode != "two_pass" else "two_pass"
     if steered.mode == "paired":
-        steered._row_scale = LoraRowScale(steered)
+        steered._paired_layers = PairedLayers(steered)
     else:
         # Not a submodule: parameters() and to() are those of the one model that the user sees.
         other = pretrained_of(ft) if pre is None else share_weights(pre)
         steered.__dict__["_pretrained"] = other.eval()
         steered._same_layers = pre is None
     return steered.eval()
+
+
+def _mixes_rows(model: PreTrainedModel) -> bool:
+    """Whether the model routes single tokens, out of their rows, to experts."""
+    config = model.config.get_text_config(decoder=True)
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _strength(model: object, mu: object, alpha: float, direction: str) -> float:

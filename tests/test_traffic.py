@@ -20,7 +20,7 @@ VOCABULARY = 128_256
 @pytest.fixture(scope="module")
 def table():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SVDECODE_BACKEND", "triton")
+        patch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "triton")
         return {(row["rows"], row["operator"]): row["ratio"] for row in traffic.measure(VOCABULARY)}
 
 

@@ -36,7 +36,7 @@ def tiny_llama(vocabulary: int = VOCABULARY, seed: int = 0) -> LlamaForCausalLM:
 def randomise(model: torch.nn.Module, scale: float = 0.3) -> None:
     """Adapters start at zero; give every trainable tensor values."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.is_floating_point():
             torch.nn.init.normal_(parameter, std=scale)
 
 

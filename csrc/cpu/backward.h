@@ -224,9 +224,8 @@ class BackwardRow {
     u[label] -= mu * grad;
   }
 
-  // dL/dc of a token, and w + [u c]; u and w count on K, and u only where delta is not a constant 0. Values in, values out: a
+  // w + [u c] of a token, dL/dc being u p or u, as delta is p c or c; u and w count on K, and u only where delta is not a constant 0. Values in, values out: a
   // reference to a variable of a loop keeps it from being vectorised.
-  static SVDECODE_FUNCTION float grad_c(float p, float u, bool kl_direction) { return u * weight_of_c(p, kl_direction); }
   static SVDECODE_FUNCTION float grad_p(float c, float u, float w, bool kl_direction) {
     return w + (kl_direction ? 1.0f : 0.0f) * u * c;
   }
@@ -246,7 +245,7 @@ class BackwardRow {
         const Steering s = steering(tile.z[i], tile.a[i], values_, kl_direction());
         const bool has_both = (tile.a[i] > -INFINITE) & (tile.z[i] > -INFINITE), keep = tile.z[i] >= threshold_;
         const float u = keep & has_both ? up.u[i] : 0.0f, w = keep ? up.w[i] : 0.0f;
-        grad_c_sum += grad_c(s.p, u, kl);
+        grad_c_sum += delta_of(s.p, u, kl);
         pw += s.p * grad_p(s.c, u, w, kl);
       }
       return DeltaSums{grad_c_sum, pw};
@@ -273,7 +272,7 @@ class BackwardRow {
           const Steering s = steering(z, a, row, kl);
           const bool has_both = (a > -INFINITE) & (z > -INFINITE), keep = z >= threshold;
           const float u = keep & has_both ? up.u[i] : 0.0f, w = keep ? up.w[i] : 0.0f;
-          const float grad_d = grad_c(s.p, u, kl) + (has_both ? s_sum : 0.0f) * s.p;
+          const float grad_d = delta_of(s.p, u, kl) + (has_both ? s_sum : 0.0f) * s.p;
           const float d = difference_from_top(s.u, a, row.max, row.pre_top) - row.centre;
           const float pre_p = exponential(smaller(a - row.pre_top - log_pre_total, 0.0f));
           grad_z[i] = up.h[i] + grad_d + s.p * (grad_p(s.c, u, w, kl) + s_sum * d - pq) + grad_kl * s.p * s.c;

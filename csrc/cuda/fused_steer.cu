@@ -1,8 +1,8 @@
 // fused_steer and optimal_strength on a GPU.
 //
 // One launch (steer_kernel) where K is a handful of tokens: every block reads its split once, fills its output with -inf, and the
-// last block of a row to arrive finishes the row from the splits that hold kept tokens. Three launches (statistics, kept sums,
-// output) where all tokens have an output, so that no block works alone. Both call the same functions of row.h in the same order.
+// last block of a row to arrive finishes the row from the splits that hold kept tokens. Several launches (statistics, moments where
+// there are labels, normaliser, output) where all tokens have an output, so that no block works alone. Both call the same functions of row.h in the same order.
 #include "scratch.h"
 
 namespace svdecode {
@@ -15,7 +15,7 @@ __device__ float* out_row(const SteerArguments& g, int64_t row) {
   return static_cast<float*>(g.out.data) + row_start(g.rows, g.out.strides, row);
 }
 
-__device__ void fill_split(const SteerArguments& g, int64_t row, int split, float value) {
+__device__ void fill_split(const SteerArguments& g, int row, int split, float value) {
   const float values[PER_THREAD] = {value, value, value, value, value, value, value, value};
   store(out_row(g, row), first_token(split), g.rows.vocabulary, values);
 }
@@ -29,7 +29,7 @@ struct Merged {
 };
 
 __device__ void merge_row(
-    const SteerArguments& g, int64_t row, const RowScratch& scratch, int count, Shared& shared, Merged& m) {
+    const SteerArguments& g, int row, const RowScratch& scratch, int count, Shared& shared, Merged& m) {
   const Statistics statistics = merge_splits(scratch.splits, count, g.kl_out != nullptr, shared);
   if (threadIdx.x == 0) {
     m.statistics = statistics;
@@ -43,7 +43,7 @@ __device__ void merge_row(
 
 // The moments of a row with a label, and its own mu from them; the kept sums are there.
 __device__ void add_moments(
-    const SteerArguments& g, int64_t row, const RowScratch& scratch, int count, const RowInputs& in, Merged& m, Shared& shared) {
+    const SteerArguments& g, int row, const RowScratch& scratch, int count, const RowInputs& in, Merged& m, Shared& shared) {
   const KeptSums sums = merge_kept(scratch, count, m.row, m.threshold, -INFINITE, shared);
   if (threadIdx.x == 0) {
     const int64_t label = g.labels[row];
@@ -56,41 +56,45 @@ __device__ void add_moments(
   __syncthreads();
 }
 
-__device__ void split_sums(
-    const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m, bool moments, bool steer,
-    Shared& shared) {
+__device__ void moments_of(
+    const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m, Shared& shared) {
+  const KeptSums sums = split_moments(in, split, m.row, m.threshold, g.settings.kl_direction, shared);
+  if (threadIdx.x == 0) scratch.kept[split] = sums;
+}
+
+__device__ void normaliser_of(
+    const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m, Shared& shared) {
   const float shift = shift_outside(m.mu, g.settings.penalty);
-  const KeptSums sums = split_kept_sums(
-      in, split, m.row, m.threshold, m.mu, shift, g.settings.kl_direction, moments, steer, shared);
+  const KeptSums sums = split_steered(in, split, m.row, m.threshold, m.mu, shift, g.settings.kl_direction, shared);
   if (threadIdx.x != 0) return;
-  if (moments) {
-    scratch.kept[split] = sums;
-  } else {  // other blocks may be reading the sums of the first pass
-    scratch.kept[split].steered_max = sums.steered_max;
-    scratch.kept[split].steered_total = sums.steered_total;
-  }
+  KeptSums& kept = scratch.kept[split];  // other blocks may be reading its moments
+  if (!g.labels) kept.count = sums.count;
+  kept.steered_max = sums.steered_max;
+  kept.steered_total = sums.steered_total;
 }
 
 __device__ void write_split(
-    const SteerArguments& g, int64_t row, const RowInputs& in, int split, bool kept, const Merged& m, float normaliser) {
+    const SteerArguments& g, int row, const RowInputs& in, int split, bool kept, const Merged& m, float normaliser) {
   const float shift = shift_outside(m.mu, g.settings.penalty);
   if (!kept && drops(g)) return fill_split(g, row, split, -INFINITE);
-  float z[PER_THREAD], a[PER_THREAD];
+  float z[PER_THREAD];
   load(in.ft, first_token(split), in.vocabulary, z);
-  if (kept) load(in.pre, first_token(split), in.vocabulary, a);
+  if (kept) {
+    float a[PER_THREAD];
+    load(in.pre, first_token(split), in.vocabulary, a);
 #pragma unroll
-  for (int i = 0; i < PER_THREAD; ++i) {
-    if (kept) {
+    for (int i = 0; i < PER_THREAD; ++i) {
       const Steering s = steering(z[i], a[i], m.row, g.settings.kl_direction);
       z[i] = steered(s.u, s.delta, z[i] >= m.threshold, m.mu, shift) - normaliser;
-    } else {
-      z[i] = z[i] - m.row.max + shift - normaliser;
     }
+  } else {
+#pragma unroll
+    for (int i = 0; i < PER_THREAD; ++i) z[i] = z[i] - m.row.max + shift - normaliser;
   }
   store(out_row(g, row), first_token(split), in.vocabulary, z);
 }
 
-__device__ void write_scalars(const SteerArguments& g, int64_t row, const Merged& m, const KeptSums& sums, float normaliser) {
+__device__ void write_scalars(const SteerArguments& g, int row, const Merged& m, const KeptSums& sums, float normaliser) {
   if (threadIdx.x != 0) return;
   const bool valid = m.row.valid;
   const float nan = valid ? 0.0f : NOT_A_NUMBER;  // added to every result
@@ -99,12 +103,12 @@ __device__ void write_scalars(const SteerArguments& g, int64_t row, const Merged
   if (g.kl_out) g.kl_out[row] = row_kl(m.statistics, m.row) + nan;
   if (g.labels) {
     g.mu_star_out[row] = optimal_mu(m.moments, g.labels[row] == IGNORE_INDEX, g.settings.eps) + nan;
-    g.moments_out[3 * row] = m.moments.n + nan;
-    g.moments_out[3 * row + 1] = m.moments.d + nan;
-    g.moments_out[3 * row + 2] = m.moments.h + nan;
+    g.moments_out[int64_t{3} * row] = m.moments.n + nan;
+    g.moments_out[int64_t{3} * row + 1] = m.moments.d + nan;
+    g.moments_out[int64_t{3} * row + 2] = m.moments.h + nan;
   }
   if (g.saved_out) {
-    float* saved = g.saved_out + SAVED_FIELDS * row;
+    float* saved = g.saved_out + int64_t{SAVED_FIELDS} * row;
     saved[SAVED_MAXIMUM] = m.row.max;
     saved[SAVED_TOTAL] = m.row.total + nan;
     saved[SAVED_PRE_TOP] = m.row.pre_top;
@@ -114,33 +118,35 @@ __device__ void write_scalars(const SteerArguments& g, int64_t row, const Merged
   }
 }
 
-__device__ float normaliser_of(const KeptSums& sums) { return sums.steered_max + logarithm(sums.steered_total); }
+__device__ float log_total(const KeptSums& sums) { return sums.steered_max + logarithm(sums.steered_total); }
 
 __global__ void __launch_bounds__(THREADS, 4) steer_kernel(SteerArguments g, Scratch scratch) {
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool last;
+  __shared__ RowInputs in;  // one copy, which leaves the registers to the tokens
   const Place at = place(g.rows);
   const RowScratch own = scratch.row(at.row, at.splits);
-  const RowInputs in = row_inputs(g.rows, at.row);
+  if (threadIdx.x == 0) in = row_inputs(g.rows, at.row);
+  __syncthreads();
   const Statistics statistics = split_statistics(in, at.split, g.kl_out != nullptr, shared);
   if (threadIdx.x == 0) own.splits[at.split] = statistics;
   if (g.out.data) fill_split(g, at.row, at.split, -INFINITE);
   if (!is_last_of_row(scratch.arrived + at.row, at.splits, last)) return;
 
   merge_row(g, at.row, own, at.splits, shared, m);
-  const bool dense = g.out.data != nullptr, again = g.source == Strength::own && dense;
-  for (int split = 0; split < at.splits; ++split) {
-    if (own.splits[split].max >= m.threshold) split_sums(g, in, own, split, m, true, dense && !again, shared);
+  const bool dense = g.out.data != nullptr;
+  for (int split = 0; g.labels && split < at.splits; ++split) {
+    if (own.splits[split].max >= m.threshold) moments_of(g, in, own, split, m, shared);
   }
   __syncthreads();
   if (g.labels) add_moments(g, at.row, own, at.splits, in, m, shared);
-  for (int split = 0; again && split < at.splits; ++split) {
-    if (own.splits[split].max >= m.threshold) split_sums(g, in, own, split, m, false, true, shared);
+  for (int split = 0; dense && split < at.splits; ++split) {
+    if (own.splits[split].max >= m.threshold) normaliser_of(g, in, own, split, m, shared);
   }
   __syncthreads();
   const KeptSums sums = merge_kept(own, at.splits, m.row, m.threshold, shift_outside(m.mu, g.settings.penalty), shared);
-  const float normaliser = dense ? normaliser_of(sums) : 0.0f;
+  const float normaliser = dense ? log_total(sums) : 0.0f;
   for (int split = 0; dense && split < at.splits; ++split) {
     if (!m.row.valid) {
       fill_split(g, at.row, split, NOT_A_NUMBER);
@@ -158,9 +164,16 @@ __global__ void __launch_bounds__(THREADS, 4) statistics_kernel(SteerArguments g
   if (threadIdx.x == 0) scratch.row(at.row, at.splits).splits[at.split] = s;
 }
 
-// With a row's own mu this runs twice: for the moments, then (`AGAIN`) for the normaliser.
-template <bool AGAIN>
-__global__ void __launch_bounds__(THREADS, 4) kept_sums_kernel(SteerArguments g, Scratch scratch) {
+__global__ void __launch_bounds__(THREADS, 4) moments_kernel(SteerArguments g, Scratch scratch) {
+  __shared__ Shared shared;
+  __shared__ Merged m;
+  const Place at = place(g.rows);
+  const RowScratch own = scratch.row(at.row, at.splits);
+  merge_row(g, at.row, own, at.splits, shared, m);
+  if (own.splits[at.split].max >= m.threshold) moments_of(g, row_inputs(g.rows, at.row), own, at.split, m, shared);
+}
+
+__global__ void __launch_bounds__(THREADS, 4) normaliser_kernel(SteerArguments g, Scratch scratch) {
   __shared__ Shared shared;
   __shared__ Merged m;
   const Place at = place(g.rows);
@@ -168,8 +181,8 @@ __global__ void __launch_bounds__(THREADS, 4) kept_sums_kernel(SteerArguments g,
   merge_row(g, at.row, own, at.splits, shared, m);
   if (!(own.splits[at.split].max >= m.threshold)) return;
   const RowInputs in = row_inputs(g.rows, at.row);
-  if (AGAIN) add_moments(g, at.row, own, at.splits, in, m, shared);
-  split_sums(g, in, own, at.split, m, !AGAIN, AGAIN || g.source != Strength::own, shared);
+  if (g.source == Strength::own) add_moments(g, at.row, own, at.splits, in, m, shared);
+  normaliser_of(g, in, own, at.split, m, shared);
 }
 
 __global__ void __launch_bounds__(THREADS, 4) output_kernel(SteerArguments g, Scratch scratch) {
@@ -181,7 +194,7 @@ __global__ void __launch_bounds__(THREADS, 4) output_kernel(SteerArguments g, Sc
   merge_row(g, at.row, own, at.splits, shared, m);
   if (g.labels) add_moments(g, at.row, own, at.splits, in, m, shared);
   const KeptSums sums = merge_kept(own, at.splits, m.row, m.threshold, shift_outside(m.mu, g.settings.penalty), shared);
-  const float normaliser = normaliser_of(sums);
+  const float normaliser = log_total(sums);
   if (m.row.valid) {
     write_split(g, at.row, in, at.split, own.splits[at.split].max >= m.threshold, m, normaliser);
   } else {
@@ -205,8 +218,8 @@ void fused_steer(const SteerArguments& g, void* memory, void* stream_) {
     return launch(steer_kernel, g, scratch, stream);
   }
   launch(statistics_kernel, g, scratch, stream);
-  launch(kept_sums_kernel<false>, g, scratch, stream);
-  if (g.source == Strength::own) launch(kept_sums_kernel<true>, g, scratch, stream);
+  if (g.labels) launch(moments_kernel, g, scratch, stream);
+  launch(normaliser_kernel, g, scratch, stream);
   launch(output_kernel, g, scratch, stream);
 }
 

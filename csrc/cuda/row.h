@@ -9,15 +9,14 @@
 namespace svdecode {
 namespace cuda {
 
-// The row and split of a block.
+// The row and split of a block; a grid has fewer than 2^31 of them.
 struct Place {
-  int64_t row;
-  int split, splits;
+  int row, split, splits;
 };
 
 __device__ inline Place place(const Rows& rows) {
   const int count = splits(rows.vocabulary);
-  return {static_cast<int64_t>(blockIdx.x / count), static_cast<int>(blockIdx.x % count), count};
+  return {static_cast<int>(blockIdx.x / count), static_cast<int>(blockIdx.x % count), count};
 }
 
 // A row's place in the scratch of a call.
@@ -106,50 +105,58 @@ __device__ inline Statistics merge_splits(const Statistics* splits, int count, b
   return row;
 }
 
-// Sums over the kept tokens of a split that holds one; `moments` and `steer` say which are wanted.
-__device__ inline KeptSums split_kept_sums(
-    const RowInputs& in, int split, const Row& row, float threshold, float mu, float shift, bool kl_direction, bool moments,
-    bool steer, Shared& shared) {
+// The moment sums over the kept tokens of a split that holds one.
+__device__ inline KeptSums split_moments(
+    const RowInputs& in, int split, const Row& row, float threshold, bool kl_direction, Shared& shared) {
   float z[PER_THREAD], a[PER_THREAD];
   load(in.ft, first_token(split), in.vocabulary, z);
   load(in.pre, first_token(split), in.vocabulary, a);
+  const float r = top_delta(row, kl_direction);
+  float x[5] = {};
+#pragma unroll
+  for (int i = 0; i < PER_THREAD; ++i) {
+    const bool keep = first_token(split) + i < in.vocabulary && z[i] >= threshold;
+    const Steering s = steering(z[i], a[i], row, kl_direction);
+    const float relative = keep ? s.delta - r : 0.0f;
+    x[0] += keep ? 1.0f : 0.0f;
+    x[1] += keep ? 0.0f : s.p;
+    x[2] += s.p * relative;
+    x[3] += keep ? s.delta * s.delta : 0.0f;
+    x[4] += s.p * relative * relative;
+  }
+  block_reduce(x, shared, Sum());
   KeptSums sums;
-  if (moments) {
-    const float r = top_delta(row, kl_direction);
-    float x[5] = {};
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) {
-      const bool inside = first_token(split) + i < in.vocabulary, keep = inside && z[i] >= threshold;
-      const Steering s = steering(z[i], a[i], row, kl_direction);
-      const float relative = keep ? s.delta - r : 0.0f;
-      x[0] += keep ? 1.0f : 0.0f;
-      x[1] += keep ? 0.0f : s.p;
-      x[2] += s.p * relative;
-      x[3] += keep ? s.delta * s.delta : 0.0f;
-      x[4] += s.p * relative * relative;
-    }
-    block_reduce(x, shared, Sum());
-    sums.count = x[0];
-    sums.outside = x[1];
-    sums.mean = x[2];
-    sums.squares = x[3];
-    sums.weighted_squares = x[4];
-  }
-  if (steer) {
-    float max = -INFINITE, total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) {
-      const bool inside = first_token(split) + i < in.vocabulary;
-      const Steering s = steering(z[i], a[i], row, kl_direction);
-      z[i] = inside ? steered(s.u, s.delta, z[i] >= threshold, mu, shift) : -INFINITE;
-      max = larger(z[i], max);
-    }
-    sums.steered_max = block_reduce(max, shared, Max());
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) total += exponential(z[i] - finite_or_zero(sums.steered_max));
-    sums.steered_total = block_reduce(total, shared, Sum());
-  }
+  sums.count = x[0];
+  sums.outside = x[1];
+  sums.mean = x[2];
+  sums.squares = x[3];
+  sums.weighted_squares = x[4];
   return sums;
+}
+
+// The count of the kept tokens of such a split, and its part of the steered normaliser.
+__device__ inline KeptSums split_steered(
+    const RowInputs& in, int split, const Row& row, float threshold, float mu, float shift, bool kl_direction, Shared& shared) {
+  float z[PER_THREAD], a[PER_THREAD];
+  load(in.ft, first_token(split), in.vocabulary, z);
+  load(in.pre, first_token(split), in.vocabulary, a);
+  float max = -INFINITE, sums[2] = {};
+#pragma unroll
+  for (int i = 0; i < PER_THREAD; ++i) {
+    const bool inside = first_token(split) + i < in.vocabulary, keep = inside && z[i] >= threshold;
+    const Steering s = steering(z[i], a[i], row, kl_direction);
+    sums[0] += keep ? 1.0f : 0.0f;
+    z[i] = inside ? steered(s.u, s.delta, keep, mu, shift) : -INFINITE;
+    max = larger(z[i], max);
+  }
+  KeptSums found;
+  found.steered_max = block_reduce(max, shared, Max());
+#pragma unroll
+  for (int i = 0; i < PER_THREAD; ++i) sums[1] += exponential(z[i] - finite_or_zero(found.steered_max));
+  block_reduce(sums, shared, Sum());
+  found.count = sums[0];
+  found.steered_total = sums[1];
+  return found;
 }
 
 // A split without a kept token enters as it is.

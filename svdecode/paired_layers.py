@@ -1,0 +1,111 @@
+"""Adapter layers that see base rows and adapted rows in one batch: [pre-trained | adapted].
+
+Plain LoRA takes a scale of 0 on the base rows, which costs nothing. For any other layer of peft, the base layer computes one
+half of the rows and the adapted layer the other. Both are exact, as `tests/test_tuners.py` shows for every tuner of peft.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+
+class HalvedLayer(nn.Module):
+    """An adapter layer whose base layer alone computes the first half of the rows."""
+
+    def __init__(self, adapted: nn.Module, name: str) -> None:
+        """Wrap a BaseTunerLayer, or a wrapper of a saved module or of trained tokens; `name` is for messages."""
+        super().__init__()
+        self.adapted = adapted
+        self.name = name
+        self.batch = 0
+
+    @property
+    def base(self) -> nn.Module:
+        """The layer without the adapter."""
+        return without_adapter(self.adapted)
+
+    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+        """(2B, ...) rows in, (2B, ...) rows out."""
+        if x.shape[0] != 2 * self.batch:
+            raise RuntimeError(
+                f"{self.name} is given {x.shape[0]} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
+                "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
+            )
+        base = self.base(x[: self.batch], *arguments, **keywords)
+        return torch.cat([base, self.adapted(x[self.batch :], *arguments, **keywords)])
+
+    def __getattr__(self, name: str) -> object:
+        """What else a model asks of the layer, such as its weight's dtype, the base layer answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base, name)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether peft put something into this module itself."""
+    return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The module under all adapters."""
+    while is_adapted(module):
+        module = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
+    return module
+
+
+def _takes_row_scale(layer: nn.Module) -> bool:
+    """Whether the layer is plain LoRA on a linear layer: no DoRA or other variant, no trained bias."""
+    return (
+        type(layer) is LoraLinear
+        and not any(layer.use_dora.values())
+        and not any(getattr(layer, "lora_variant", {}).values())
+        and not any(layer.lora_bias.values())
+    )
+
+
+class PairedLayers:
+    """The adapter layers of a model, told of the number of rows before each forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take over the layers of `model`, a tree of its own (`share_weights`) that may be changed."""
+        self.batch = 0
+        self.halved: list[HalvedLayer] = []
+        # (layer, adapter, its scale, a weight of its dtype and device)
+        self.scaled: list[tuple[LoraLinear, str, float, Tensor]] = []
+        self._take_over(model, "")
+
+    def _take_over(self, module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if _takes_row_scale(child):
+                active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
+                if not child.disable_adapters:
+                    self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
+            elif is_adapted(child):
+                halved = HalvedLayer(child, path)
+                self.halved.append(halved)
+                module._modules[name] = halved
+            else:
+                self._take_over(child, f"{path}.")
+
+    def set_batch(self, batch: int) -> None:
+        """Prepare the layers for `batch` base rows followed by as many adapted rows."""
+        if batch == self.batch:
+            return
+        for layer in self.halved:
+            layer.batch = batch
+        scales: dict[tuple, Tensor] = {}
+        for layer, adapter, scaling, weight in self.scaled:
+            key = (scaling, weight.dtype, weight.device)
+            if key not in scales:
+                # y + s * B(A(x)) with s = 0 is y exactly
+                scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
+                scale[batch:] = scaling
+                scales[key] = scale
+            layer.scaling[adapter] = scales[key]
+        self.batch = batch
