@@ -49,10 +49,12 @@ _RUNS: dict[tuple, Callable] = {}
 
 def _run(operator: str, backend: object, logits_pre: Tensor, logits_ft: Tensor) -> Callable:
     """What computes an operator on these logits; remembered, since finding it takes a tenth of a small call."""
-    key = (operator, backend, backends.PREFERRED, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
-    run = _RUNS.get(key) if backend is None else None
+    if backend is not None:
+        return backends.implementation(_choose(backend, logits_pre, logits_ft), operator)
+    key = (operator, backends.PREFERRED, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
+    run = _RUNS.get(key)
     if run is None:
-        run = _RUNS[key] = backends.implementation(_choose(backend, logits_pre, logits_ft), operator)
+        run = _RUNS[key] = backends.implementation(_choose(None, logits_pre, logits_ft), operator)
     return run
 
 

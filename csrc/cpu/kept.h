@@ -23,7 +23,6 @@ inline void for_blocks(const Tile& tile, float threshold, bool only_kept, const 
   }
 }
 
-
 inline void add_moment_sums(KeptSums& sums, const Tile& tile, const Row& row, float threshold, bool kl_direction) {
   const float r = top_delta(row, kl_direction);
   float count = 0, outside = 0, mean = 0, squares = 0, weighted = 0;

@@ -5,84 +5,17 @@
 // while its loops run over it; bf16 and fp16 are converted into a buffer once. Loops are plain and marked `omp simd`.
 #pragma once
 
-#include <stdlib.h>
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
-
 #include "../arguments.h"
 #include "../row_algebra.h"
+#include "convert.h"
+#include "workers.h"
 
 namespace svdecode {
 namespace SVDECODE_TARGET {
 
-constexpr int TILE = 2048;
 constexpr int BLOCK = 64;               // unit inside a tile that is skipped where it holds no kept token
 constexpr int CHUNK = 256;              // unit of prefetching
 constexpr int64_t STREAMED = int64_t{1} << 20;  // output of more tokens than this goes around the caches
-constexpr int64_t TASK_TOKENS = 16384;  // less than this is not worth waking a thread for
-
-// Threads: the shares of [0, count) run on torch's pool, or here where there is one thread.
-class Workers {
- public:
-  Workers(ParallelFor parallel_for, int threads) : parallel_for_(parallel_for), threads_(threads) {}
-  static Workers one() { return Workers(nullptr, 1); }
-  int threads() const { return threads_; }
-
-  template <class Body>
-  void run(int64_t count, int64_t grain, const Body& body) const {
-    if (threads_ == 1 || count <= grain) {
-      if (count > 0) body(int64_t{0}, count);
-      return;
-    }
-    parallel_for_(
-        0, count, grain, [](int64_t begin, int64_t end, void* f) { (*static_cast<const Body*>(f))(begin, end); },
-        const_cast<void*>(static_cast<const void*>(&body)));
-  }
-
-  // body(begin, end) over tiles, `busy` of which are work; a few are not worth waking a thread for.
-  template <class Body>
-  void tiles(int64_t count, int64_t busy, const Body& body) const {
-    const int64_t grain = TASK_TOKENS / TILE;
-    run(count, busy < 2 * grain ? count : grain, body);
-  }
-
-  // body(row, workers for inside): rows are shared out where they keep all threads busy, else the tiles inside each.
-  template <class Body>
-  void rows(const Rows& rows, const Body& body) const {
-    const bool balanced = rows.count % threads_ == 0 || rows.count >= 8 * threads_;
-    if (balanced || rows.vocabulary < TASK_TOKENS) {
-      const int64_t grain = 1 + (TASK_TOKENS - 1) / rows.vocabulary;
-      run(rows.count, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) body(row, one());
-      });
-    } else {
-      for (int64_t row = 0; row < rows.count; ++row) body(row, *this);
-    }
-  }
-
- private:
-  ParallelFor parallel_for_;
-  int threads_;
-};
-
-// Uninitialised or zeroed memory of one row's work, trivially constructible types only. Not std::vector: its members would be
-// compiled for one instruction set and linked into the code of another.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : data_(static_cast<T*>(calloc(count ? count : 1, sizeof(T)))) {
-    if (data_ == nullptr) abort();
-  }
-  ~Scratch() { free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T& operator[](int64_t i) { return data_[i]; }
-  T* get() { return data_; }
-
- private:
-  T* data_;
-};
 
 inline int64_t row_start(const Rows& rows, const int64_t* strides, int64_t row) {
   int64_t start = 0;
@@ -91,96 +24,6 @@ inline int64_t row_start(const Rows& rows, const int64_t* strides, int64_t row) 
     row /= rows.sizes[level];
   }
   return start + row * strides[0];
-}
-
-inline int element_size(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
-SVDECODE_FUNCTION float from_bfloat16(uint16_t x) { return from_bits(static_cast<uint32_t>(x) << 16); }
-
-SVDECODE_FUNCTION uint16_t to_bfloat16(float x) {
-  const uint32_t bits = to_bits(x);
-  const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);  // to nearest, ties to even
-  return static_cast<uint16_t>((x != x ? 0x7FC00000u : rounded) >> 16);
-}
-
-// The exponent is moved by a multiplication, which is right for subnormal numbers too; infinities and NaN keep theirs.
-SVDECODE_FUNCTION float from_float16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x & 0x7FFF) << 13;
-  const float magnitude = from_bits(bits) * 0x1p112f;
-  const uint32_t special = (x & 0x7C00) == 0x7C00 ? 0x7F800000u : 0u;
-  return from_bits(to_bits(magnitude) | special | static_cast<uint32_t>(x & 0x8000) << 16);
-}
-
-// To nearest, ties to even, as torch: adding a power of two with the wanted last bit lets the hardware round.
-SVDECODE_FUNCTION uint16_t to_float16(float x) {
-  const uint32_t sign = to_bits(x) >> 16 & 0x8000;
-  const float magnitude = fabsf(x);
-  const uint32_t bits = to_bits(magnitude);
-  const uint32_t subnormal = to_bits(magnitude + 0.5f) - to_bits(0.5f);
-  const uint32_t normal = (bits + 0xFFF + (bits >> 13 & 1) - (112u << 23)) >> 13;
-  const uint32_t finite = magnitude < 0x1p-14f ? subnormal : normal;
-  const uint32_t result = magnitude >= 65520.0f ? 0x7C00u : finite;
-  return static_cast<uint16_t>((x != x ? 0x7E00u : result) | sign);
-}
-
-inline float load_one(const void* row, Dtype dtype, int64_t token) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(row)[token];
-  const uint16_t half = static_cast<const uint16_t*>(row)[token];
-  return dtype == Dtype::bfloat16 ? from_bfloat16(half) : from_float16(half);
-}
-
-// Tokens of a row as fp32: where they lie, or converted into the buffer.
-inline const float* load(const void* row, Dtype dtype, int64_t begin, int count, float* __restrict__ buffer) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(row) + begin;
-  const uint16_t* __restrict__ half = static_cast<const uint16_t*>(row) + begin;
-  if (dtype == Dtype::bfloat16) {
-#pragma omp simd
-    for (int i = 0; i < count; ++i) buffer[i] = from_bfloat16(half[i]);
-  } else {
-#pragma omp simd
-    for (int i = 0; i < count; ++i) buffer[i] = from_float16(half[i]);
-  }
-  return buffer;
-}
-
-inline void store(void* row, Dtype dtype, int64_t begin, int count, const float* __restrict__ values) {
-  if (dtype == Dtype::float32) {
-    memcpy(static_cast<float*>(row) + begin, values, count * sizeof(float));
-    return;
-  }
-  uint16_t* __restrict__ half = static_cast<uint16_t*>(row) + begin;
-  if (dtype == Dtype::bfloat16) {
-#pragma omp simd
-    for (int i = 0; i < count; ++i) half[i] = to_bfloat16(values[i]);
-  } else {
-#pragma omp simd
-    for (int i = 0; i < count; ++i) half[i] = to_float16(values[i]);
-  }
-}
-
-inline void fill(float* __restrict__ out, int64_t count, float value) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) out[i] = value;
-}
-
-// The same around the caches: a line that is written whole need not be read first, and what is in the caches stays there.
-inline void stream(float* out, int64_t count, float value) {
-#if defined(__SSE2__)
-  int64_t i = 0;
-  for (; i < count && reinterpret_cast<uintptr_t>(out + i) % 16 != 0; ++i) out[i] = value;
-  const __m128 four = _mm_set1_ps(value);
-  for (; i + 4 <= count; i += 4) _mm_stream_ps(out + i, four);
-  for (; i < count; ++i) out[i] = value;
-#else
-  fill(out, count, value);
-#endif
-}
-
-// Before other threads may read what `stream` wrote.
-inline void finish_stream() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 struct Buffers {
