@@ -71,7 +71,7 @@ def _numbers(
     alpha: float, penalty: float, eps: float, direction: str, mu: float = 0.0, flags: int = 0, *sampling: float
 ) -> Tensor:
     """A call's numbers in the order of csrc/bindings.cpp: one tensor, kept for next time, costs less than nine arguments."""
-    return torch.tensor([alpha, penalty, eps, direction == KL, mu, flags, *sampling], dtype=torch.float64)
+    return torch.tensor([alpha, penalty, eps, direction == KL, mu, flags, *sampling], dtype=torch.float64, device="cpu")
 
 
 def _flat(values: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:

@@ -284,6 +284,8 @@ def steer_sample(
     validation.check_settings(alpha, direction, penalty)
     validation.check_sampling(temperature, top_k, top_p)
     strength = validation.check_strength(mu, logits_ft)
+    if isinstance(strength, Tensor):
+        strength = strength.detach()  # a draw has no gradient
     if temperature == 0:
         uniform = logits_ft.new_empty((0,), dtype=torch.float32)  # not read
     else:

@@ -95,6 +95,23 @@ def test_any_order_of_blocks(order, monkeypatch):
         assert torch.equal(found[name].nan_to_num(7.0), value.nan_to_num(7.0)), name
 
 
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_a_default_device_does_not_reach_the_numbers_of_a_call():
+    """They are read by C++ on the host, and are kept for later calls."""
+    pre, ft = model_rows(2, 50, dtype=torch.float32)
+    with torch.device("meta"), use_backend(CPU[-1]):
+        out = svdecode.fused_steer(pre, ft, 0.123456)
+    assert torch.equal(out.mu, torch.full((2,), 0.123456))
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_a_draw_does_not_ask_for_the_gradient_of_its_strength():
+    pre, ft = model_rows(2, 50, dtype=torch.float32)
+    mu = torch.tensor([0.5, 0.7], requires_grad=True)
+    with use_backend(CPU[-1]):
+        assert not svdecode.steer_sample(pre, ft, mu)[1].requires_grad
+
+
 def run_python(code: str, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120

@@ -7,6 +7,7 @@
 
 #include "../arguments.h"
 #include "../row_algebra.h"
+#include "../row_layout.h"
 #include "convert.h"
 #include "workers.h"
 
@@ -16,15 +17,6 @@ namespace SVDECODE_TARGET {
 constexpr int BLOCK = 64;               // unit inside a tile that is skipped where it holds no kept token
 constexpr int CHUNK = 256;              // unit of prefetching
 constexpr int64_t STREAMED = int64_t{1} << 20;  // output of more tokens than this goes around the caches
-
-inline int64_t row_start(const Rows& rows, const int64_t* strides, int64_t row) {
-  int64_t start = 0;
-  for (int level = LEVELS - 1; level > 0; --level) {
-    start += row % rows.sizes[level] * strides[level];
-    row /= rows.sizes[level];
-  }
-  return start + row * strides[0];
-}
 
 struct Buffers {
   alignas(64) float z[TILE];

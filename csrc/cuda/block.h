@@ -12,6 +12,7 @@
 #define SVDECODE_TARGET cuda
 #include "../arguments.h"
 #include "../row_algebra.h"
+#include "../row_layout.h"
 
 namespace svdecode {
 namespace cuda {
@@ -80,15 +81,6 @@ __device__ inline float block_prefix_sum(float x, Shared& shared, float& total) 
   }
   __syncthreads();
   return before + x;
-}
-
-__device__ inline int64_t row_start(const Rows& rows, const int64_t* strides, int64_t row) {
-  int64_t start = 0;
-  for (int level = LEVELS - 1; level > 0; --level) {
-    start += row % rows.sizes[level] * strides[level];
-    row /= rows.sizes[level];
-  }
-  return start + row * strides[0];
 }
 
 __device__ inline float to_float(uint16_t bits, Dtype dtype) {
