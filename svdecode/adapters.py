@@ -16,6 +16,7 @@ from svdecode.shared_weights import share_weights
 
 _UNSUPPORTED = {
     "LILY": "its router averages over all tokens of a batch, so that a cached step gives other numbers than a whole forward",
+    "MULTITASK_PROMPT_TUNING": "it needs task ids at every forward",
     "POLY": "it needs task ids at every forward",
     "SHADOW": "it replaces the hidden states that pass between layers",
     "XLORA": "it runs a forward of its own to choose among adapters",
@@ -38,6 +39,11 @@ def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def is_prompt_learning(model: PeftModel) -> bool:
+    """Whether the active adapter is virtual tokens and not weights inside the model."""
+    return model.active_peft_config.is_prompt_learning
+
+
 def check_adapter(model: object) -> None:
     """Raise ValueError unless the pre-trained model can be recovered from `model` exactly."""
     if not isinstance(model, PeftModel):
@@ -46,10 +52,6 @@ def check_adapter(model: object) -> None:
             raise ValueError("model has no adapter: pass a PeftModel, or the pre-trained model as pretrained=")
     else:
         config = model.active_peft_config
-        if config.is_prompt_learning:
-            raise ValueError(
-                f"{config.peft_type.value} adapters are not supported yet: pass pretrained= and a model of its own"
-            )
         if config.peft_type.value in _UNSUPPORTED:
             why = _UNSUPPORTED[config.peft_type.value]
             raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
@@ -58,6 +60,8 @@ def check_adapter(model: object) -> None:
                 f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
                 "Pass the pre-trained model as pretrained="
             )
+        if config.is_prompt_learning:
+            return
         layers = adapter_layers(model)
         if not layers:
             raise ValueError("model has no adapter layers: the adapter may have been merged and unloaded")

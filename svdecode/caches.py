@@ -1,96 +1,122 @@
-"""Key-value caches that hold both models' rows and follow `generate()` when it reorders, selects or crops them.
+"""Key-value caches that hold both models and follow `generate()` when it reorders, selects, repeats or crops rows.
 
-generate() makes the cache, of whatever kind it was asked for; its class is extended in place.
+generate() makes the cache, of whatever kind it was asked for; its class is extended in place. One cache may hold the rows of
+both models, [pre-trained | adapted], or only the adapted model's and pass everything on to companions, one for each other
+model. A prompt-learning adapter's virtual tokens stand in front of the prompt; generate() must not count them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 
-class PairedRows:
-    """A cache of 2B rows, [pre-trained | adapted], that is told of B."""
+class SteeredCache:
+    """What `extend` adds to the class of a cache."""
+
+    paired: bool
+    """Whether rows are [pre-trained | adapted]."""
+    companions: list
+    """The other models' caches, which what happens to this one happens to."""
+    virtual_tokens: int
+    """Slots in front of the prompt that generate() is not told of."""
+    one_mask: bool
+    """Whether one attention mask serves all rows of both models, so that generate() may prepare it."""
+
+    _inside_forward = False
+
+    @contextlib.contextmanager
+    def inside_forward(self) -> Iterator[None]:
+        """Count all slots, as attention masks and positions must."""
+        self._inside_forward = True
+        try:
+            yield
+        finally:
+            self._inside_forward = False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens held, without the virtual ones while generate() asks."""
+        length = super().get_seq_length(layer_idx)
+        if self._inside_forward or not self.virtual_tokens:
+            return length
+        return max(length - self.virtual_tokens, 0)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Of such caches generate() makes the 4-d mask itself."""
+        return super().is_compileable and self.one_mask
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beam search: row i continues from row beam_idx[i], in both halves."""
-        super().reorder_cache(self._both_halves(beam_idx))
+        """Beam search: row i continues from row beam_idx[i], for both models."""
+        super().reorder_cache(self._rows_of_both(beam_idx))
+        for companion in self.companions:
+            companion.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows of both halves."""
-        super().batch_select_indices(self._both_halves(indices))
-
-    def _both_halves(self, indices: Tensor) -> Tensor:
-        half = next(layer.keys.shape[0] for layer in self.layers if getattr(layer, "keys", None) is not None) // 2
-        return torch.cat([indices, indices + half])
-
-
-class WithCompanion:
-    """The adapted model's cache, which passes what happens to it on to the pre-trained model's."""
-
-    companion: Cache
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder both caches."""
-        super().reorder_cache(beam_idx)
-        self.companion.reorder_cache(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows of both caches."""
-        super().batch_select_indices(indices)
-        self.companion.batch_select_indices(indices)
+        """Keep the given rows of both models."""
+        super().batch_select_indices(self._rows_of_both(indices))
+        for companion in self.companions:
+            companion.batch_select_indices(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat the rows of both caches."""
-        super().batch_repeat_interleave(repeats)
-        self.companion.batch_repeat_interleave(repeats)
+        """Repeat the rows of both models."""
+        super().batch_repeat_interleave(repeats)  # [0, 1 | 0, 1] gives [0, 0, 1, 1 | 0, 0, 1, 1]
+        for companion in self.companions:
+            companion.batch_repeat_interleave(repeats)
 
     def crop(self, *arguments: int) -> None:
-        """Drop tokens from both caches."""
+        """Drop tokens of both models."""
         super().crop(*arguments)
-        self.companion.crop(*arguments)
+        for companion in self.companions:
+            companion.crop(*arguments)
+
+    def activate_past_recording(self) -> None:
+        """Keep what a later `crop` may bring back, for both models."""
+        super().activate_past_recording()
+        for companion in self.companions:
+            companion.activate_past_recording()
 
     def reset(self) -> None:
-        """Empty both caches."""
+        """Empty the caches of both models."""
         super().reset()
-        self.companion.reset()
+        for companion in self.companions:
+            companion.reset()
+
+    def _rows_of_both(self, indices: Tensor) -> Tensor:
+        if not self.paired:
+            return indices
+        held = next((layer.keys.shape[0] for layer in self.layers if getattr(layer, "keys", None) is not None), 0)
+        return torch.cat([indices, indices + held // 2])
 
 
 @functools.cache
-def _extended(behaviour: type, kind: type) -> type:
-    return type(f"{behaviour.__name__}{kind.__name__}", (behaviour, kind), {})
+def _extended(kind: type) -> type:
+    return type(f"Steered{kind.__name__}", (SteeredCache, kind), {})
 
 
-def _check_empty(cache: Cache) -> None:
+def extend(cache: Cache, *, paired: bool, companions: list, virtual_tokens: int, one_mask: bool) -> Cache:
+    """Make an empty cache follow both models; the arguments are the attributes of `SteeredCache`."""
     if cache.get_seq_length() > 0:
         raise ValueError(
             "past_key_values holds tokens of one model only: start from an empty cache, or from a steered one"
         )
-
-
-def pair_rows(cache: Cache) -> Cache:
-    """Make an empty cache, or one that a doubled forward has filled, follow both halves of the rows."""
-    if not isinstance(cache, PairedRows):
-        cache.__class__ = _extended(PairedRows, type(cache))
+    cache.__class__ = _extended(type(cache))
+    cache.paired, cache.companions = paired, companions
+    cache.virtual_tokens, cache.one_mask = virtual_tokens, one_mask
     return cache
 
 
-def with_companion(cache: Cache, pretrained: PreTrainedModel, same_layers: bool) -> Cache:
-    """Give an empty cache a companion of its kind for the pre-trained model."""
-    if isinstance(cache, WithCompanion):
-        return cache
-    _check_empty(cache)
-    config = pretrained.config.get_text_config(decoder=True)
+def companion_of(cache: Cache, model: PreTrainedModel, same_layers: bool) -> Cache:
+    """An empty cache for another model, of the kind of an empty `cache`."""
     if same_layers:
-        companion = copy.deepcopy(cache)
-    elif isinstance(cache, StaticCache):
-        companion = StaticCache(config=config, max_cache_len=cache.get_max_length())
-    else:
-        companion = DynamicCache(config=config)
-    cache.__class__ = _extended(WithCompanion, type(cache))
-    cache.companion = companion
-    return cache
+        return copy.deepcopy(cache)
+    config = model.config.get_text_config(decoder=True)
+    if isinstance(cache, StaticCache):
+        return StaticCache(config=config, max_cache_len=cache.get_max_length())
+    return DynamicCache(config=config)

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from svdecode import validation
 from svdecode.ops import steer_sample
-from svdecode.steering import SteeredModel
+from svdecode.steered_model import SteeredModel
 
 
 @torch.inference_mode()
@@ -86,7 +86,7 @@ def generate(
     for end in range(prompt, prompt + max_new_tokens):
         if "position_ids" in accepted:
             extra["position_ids"] = positions[:, start:end]
-        pre, ft, _ = steered.pair_logits(
+        pre, ft, _ = steered.logits_to_steer(
             input_ids=tokens[:, start:end],
             attention_mask=mask[:, :end],
             past_key_values=cache,

@@ -1,134 +1,25 @@
-"""`steer`: a model that decodes from the steered distribution, and is in every other way what it was made of.
-
-Steering happens inside `forward`, before `generate()` sees any logits: beams, sampling, penalties, caches and assistants then
-work on steered log-probs as they would on any model's logits. A logits processor with a second model inside cannot do
-that: its cache is never reordered by beam search.
-"""
+"""`steer`: a model that decodes from the steered distribution, and is in every other way what it was made of."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
+import math
 
-import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from svdecode import validation
-from svdecode.adapters import causal_lm_of, check_adapter, pretrained_of
-from svdecode.caches import PairedRows, _check_empty, pair_rows, with_companion
+from svdecode.adapters import causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
 from svdecode.calibration import Calibration, saved_calibration
 from svdecode.constants import ALPHA, KL, PENALTY
-from svdecode.ops import fused_steer
+from svdecode.lagging import LaggingCache
 from svdecode.paired_layers import PairedLayers
 from svdecode.shared_weights import share_weights
+from svdecode.steered_model import SteeredModel, steered_class
+from svdecode.virtual_tokens import VirtualTokens
 
-MODES = ("auto", "paired", "two_pass")
-_ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
-
-
-class SteeredModel:
-    """What `steer` adds to the class of a model. Attributes may be changed between calls.
-
-    mu, alpha, penalty, direction: the settings of `svdecode.fused_steer`.
-    mode: "paired" (one forward of doubled rows) or "two_pass" (two models, two caches).
-    """
-
-    mu: float
-    alpha: float
-    penalty: float
-    direction: str
-    mode: str
-
-    def pair_logits(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
-        """Logits (B, T, V) of the pre-trained and of the adapted model, and the adapted model's output."""
-        inputs["return_dict"] = True
-        if self.mode == "paired":
-            return self._one_doubled_forward(inputs)
-        return self._two_forwards(inputs)
-
-    def _one_doubled_forward(self, inputs: dict[str, object]) -> tuple[Tensor, Tensor, object]:
-        rows = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        batch = rows.shape[0]
-        for name in _ROW_ARGUMENTS:
-            if isinstance(inputs.get(name), Tensor):
-                inputs[name] = torch.cat([inputs[name], inputs[name]])
-        cache = inputs.get("past_key_values")
-        if cache is not None and not isinstance(cache, PairedRows):
-            _check_empty(cache)
-            pair_rows(cache)
-        self._paired_layers.set_batch(batch)
-        output = super().forward(**inputs)
-        if isinstance(output.get("past_key_values"), Cache):
-            pair_rows(output.past_key_values)
-        for name in ("hidden_states", "attentions"):
-            if output.get(name) is not None:
-                output[name] = tuple(layer[batch:] for layer in output[name])
-        return output.logits[:batch], output.logits[batch:], output
-
-    def _two_forwards(self, inputs: dict[str, object]) -> tuple[Tensor, Tensor, object]:
-        pretrained = self._pretrained
-        cache = inputs.get("past_key_values")
-        uses_cache = inputs.get("use_cache")
-        if cache is None and (self.config.use_cache if uses_cache is None else uses_cache):
-            cache = inputs["past_key_values"] = DynamicCache(config=self.config.get_text_config(decoder=True))
-        if cache is not None:
-            with_companion(cache, pretrained, self._same_layers)
-        others = {
-            name: value.to(pretrained.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
-        }
-        others["past_key_values"] = None if cache is None else cache.companion
-        others["output_hidden_states"] = others["output_attentions"] = False
-        pre = pretrained(**others).logits
-        output = super().forward(**inputs)
-        return pre.to(output.logits.device), output.logits, output
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *arguments, **keywords):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *arguments, **keywords)
-        cache = model_kwargs.get("past_key_values")
-        if isinstance(cache, Cache) and cache.get_seq_length() == 0:
-            # Beams may be reordered before the first forward has had a chance to extend the cache.
-            if self.mode == "paired":
-                pair_rows(cache)
-            else:
-                with_companion(cache, self._pretrained, self._same_layers)
-        return result
-
-
-def _forward_of(cls: type[PreTrainedModel]):
-    """A forward with the signature of the model's own, which generate() inspects."""
-    signature = inspect.signature(cls.forward)
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-
-    @functools.wraps(cls.forward)
-    def forward(self, *arguments, **keywords):
-        bound = signature.bind(self, *arguments, **keywords).arguments
-        inputs = {name: value for name, value in bound.items() if name not in ("self", rest)}
-        inputs |= bound.get(rest, {})
-        labels = inputs.pop("labels", None)
-        as_tuple = inputs.get("return_dict") is False
-        pre, ft, output = self.pair_logits(**inputs)
-        output["logits"] = fused_steer(
-            pre,
-            ft,
-            self.mu,
-            alpha=self.alpha,
-            penalty=self.penalty,
-            direction=self.direction,
-            return_kl=False,
-        ).logprobs
-        if labels is not None:
-            output["loss"] = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1])
-        return output.to_tuple() if as_tuple else output
-
-    return forward
-
-
-@functools.cache
-def _steered_class(cls: type[PreTrainedModel]) -> type:
-    return type(f"Steered{cls.__name__}", (SteeredModel, cls), {"forward": _forward_of(cls), "__module__": __name__})
+MODES = ("auto", "paired", "lazy", "two_pass")
 
 
 def steer(
@@ -144,11 +35,14 @@ def steer(
     """A model whose `generate()` decodes from the steered distribution, and whose `forward` returns its log-probs.
 
     The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
-    as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time.
+    as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (another thread's
+    forward raises RuntimeError); `steer` once more costs some kilobytes a layer.
 
     Args:
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
-        pretrained: the pre-trained model with the same vocabulary; left out, it is what lies under the adapter.
+        pretrained: the other model, with the same vocabulary; left out, it is what lies under the adapter. `model` itself
+            serves classifier-free guidance, with `pretrained_input_ids` (see `SteeredModel`). A pair (expert, anti_expert)
+            makes the direction that of these two, applied to `model`: proxy tuning, DExperts.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
             A calibration holds for the alpha and the direction that it was made with.
@@ -156,47 +50,85 @@ def steer(
         penalty: lambda <= 0 for tokens outside the kept set.
         direction: "kl" or "log_ratio".
         mode: "paired" runs both models as one batch of doubled rows with one cache (every adapter, see
-            `paired_layers.py`), "two_pass" runs two forwards with two caches (everything), "auto" takes the first that is
-            exact.
+            `paired_layers.py`, and `pretrained=model`), "lazy" the pre-trained model only where more than one token is kept
+            (penalty=-inf alone; see `lagging.py`), "two_pass" two forwards with two caches (everything, also models on
+            different devices). "auto" takes "paired" where it can, else "lazy", else "two_pass".
 
     Raises:
         ValueError: no adapter and no `pretrained`, an adapter whose pre-trained model cannot be recovered, different
-            vocabularies, no strength, one calibrated for other settings, or a mode that the adapter does not allow.
+            vocabularies, no strength, one calibrated for other settings, or a mode that the models do not allow.
     """
     validation.check_settings(alpha, direction, penalty)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     ft = causal_lm_of(model)
-    pre = None if pretrained is None else causal_lm_of(pretrained, "pretrained")
-    if pre is None:
+    others = _other_models(ft, model, pretrained)
+    # Models that are made of one tree of weights, with or without the adapter, can share a forward.
+    own = pretrained is None or pretrained is model
+    mode = _exact_mode(mode, ft, others, own, penalty)
+    strength = _strength(model, mu, alpha, direction)
+
+    steered = share_weights(ft)
+    steered.__class__ = steered_class(type(ft))
+    steered.generation_config = copy.deepcopy(ft.generation_config)
+    steered.mu, steered.alpha, steered.penalty, steered.direction = strength, alpha, penalty, direction
+    steered.mode, steered.row_steps, steered.skipped_row_steps = mode, 0, 0
+    # Not submodules: parameters() and to() are those of the one model that the user sees.
+    steered.__dict__["_others"] = [share_weights(other).eval() for other in others]
+    steered._same_layers = own
+    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    steered._virtual_tokens = VirtualTokens(model) if prompted else None
+    steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
+    steered._takes_positions = "position_ids" in inspect.signature(type(ft).forward).parameters
+    return steered.eval()
+
+
+def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> list[PreTrainedModel]:
+    if pretrained is None:
         check_adapter(model)
-    elif pre.config.get_text_config().vocab_size != ft.config.get_text_config().vocab_size:
+        return [pretrained_of(ft)]
+    if isinstance(model, PeftModel) and is_prompt_learning(model):
+        check_adapter(model)
+    if not isinstance(pretrained, tuple | list):
+        others = [causal_lm_of(pretrained, "pretrained")]
+    elif len(pretrained) == 2:
+        others = [causal_lm_of(other, f"pretrained[{i}]") for i, other in enumerate(pretrained)]
+    else:
+        raise ValueError(f"pretrained must be a model or a pair (expert, anti_expert), got {len(pretrained)} models")
+    size = ft.config.get_text_config().vocab_size
+    for other in others:
+        if other.config.get_text_config().vocab_size != size:
+            raise ValueError(
+                "model and pretrained have different vocabularies: "
+                f"{size} and {other.config.get_text_config().vocab_size}"
+            )
+    return others
+
+
+def _exact_mode(mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, penalty: float) -> str:
+    """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
+    if "past_key_values" not in inspect.signature(type(ft).forward).parameters:
         raise ValueError(
-            "model and pretrained have different vocabularies: "
-            f"{ft.config.get_text_config().vocab_size} and {pre.config.get_text_config().vocab_size}"
+            f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
         )
-    elif isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise ValueError(f"{model.active_peft_config.peft_type.value} adapters are not supported yet")
-    can_pair = pre is None and not _mixes_rows(ft)
+    can_pair = own and not _mixes_rows(ft)
     if mode == "paired" and not can_pair:
         raise ValueError(
             "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"
         )
-    strength = _strength(model, mu, alpha, direction)
-
-    steered = share_weights(ft)
-    steered.__class__ = _steered_class(type(ft))
-    steered.generation_config = copy.deepcopy(ft.generation_config)
-    steered.mu, steered.alpha, steered.penalty, steered.direction = strength, alpha, penalty, direction
-    steered.mode = "paired" if can_pair and mode != "two_pass" else "two_pass"
-    if steered.mode == "paired":
-        steered._paired_layers = PairedLayers(steered)
-    else:
-        # Not a submodule: parameters() and to() are those of the one model that the user sees.
-        other = pretrained_of(ft) if pre is None else share_weights(pre)
-        steered.__dict__["_pretrained"] = other.eval()
-        steered._same_layers = pre is None
-    return steered.eval()
+    if mode == "paired" or (mode == "auto" and can_pair):
+        return "paired"
+    why = None
+    if penalty != -math.inf:
+        why = f"penalty=-inf, got {penalty}: with a finite one the pre-trained model changes every step"
+    elif any(other.device != ft.device for other in others):
+        devices = ", ".join(str(other.device) for other in others)
+        why = f"all models on one device, got {ft.device} and {devices}: use mode='two_pass'"
+    elif any(LaggingCache.why_not(other) for other in others):
+        why = next(LaggingCache.why_not(other) for other in others)
+    if mode == "lazy" and why:
+        raise ValueError(f"mode='lazy' needs {why}")
+    return "two_pass" if why or mode == "two_pass" else "lazy"
 
 
 def _mixes_rows(model: PreTrainedModel) -> bool:

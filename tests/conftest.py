@@ -5,6 +5,9 @@ Both must be decided before svdecode is imported.
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # idle OpenMP threads spin: two workers on two cores were 14 times slower
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 if not torch.cuda.is_available():

@@ -38,10 +38,15 @@ REFUSED = {
     "POLY": "POLY adapters are not supported",
     "SHADOW": "SHADOW adapters are not supported",
     "XLORA": "XLORA adapters are not supported",
-    **dict.fromkeys(
-        ["CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"],
-        "are not supported yet",
-    ),
+    "MULTITASK_PROMPT_TUNING": "MULTITASK_PROMPT_TUNING adapters are not supported: it needs task ids",
+}
+MODES = ["paired", "lazy", "two_pass"]
+PROMPT_LEARNING = {
+    "CARTRIDGE": {"num_virtual_tokens": 5},
+    "CPT": {"cpt_token_ids": [3, 4], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]},
+    "PREFIX_TUNING": {"num_virtual_tokens": 5},
+    "PROMPT_TUNING": {"num_virtual_tokens": 5},
+    "P_TUNING": {"num_virtual_tokens": 5, "encoder_hidden_size": 16},
 }
 TUNERS = sorted(kind.value for kind in PEFT_TYPE_TO_TUNER_MAPPING)
 LORA = {
@@ -65,7 +70,7 @@ def adapted(config):
 def of_type(name):
     if name == "ADAMSS":
         pytest.importorskip("sklearn")
-    options = {**LINEAR, **OPTIONS.get(name, {})}
+    options = PROMPT_LEARNING.get(name) or {**LINEAR, **OPTIONS.get(name, {})}
     return adapted(PEFT_TYPE_TO_CONFIG_MAPPING[name](task_type="CAUSAL_LM", **options))
 
 
@@ -93,13 +98,13 @@ def assert_halves(model, mode):
     assert (expected_pre - expected_ft).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("mode", ["paired", "two_pass"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [name for name in TUNERS if name not in REFUSED])
 def test_both_halves_are_exact(name, mode):
     assert_halves(of_type(name), mode)
 
 
-@pytest.mark.parametrize("mode", ["paired", "two_pass"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", LORA)
 def test_both_halves_of_every_kind_of_lora(variant, mode):
     options = {"target_modules": ["q_proj", "down_proj"], **LORA[variant]}
@@ -122,9 +127,8 @@ def test_what_cannot_be_exact_is_refused(name):
         "POLY": LINEAR,
         "SHADOW": {},
         "XLORA": None,
-        "CPT": {"cpt_token_ids": [3, 4], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]},
         "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4, "num_tasks": 1},
-    }.get(name, {"num_virtual_tokens": 4})
+    }[name]
     if options is None:
         pytest.skip("takes a folder of LoRA adapters to make one")
     with contextlib.redirect_stderr(io.StringIO()):
@@ -133,7 +137,7 @@ def test_what_cannot_be_exact_is_refused(name):
         svdecode.steer(model, mu=1.0)
 
 
-def test_a_model_with_experts_runs_in_two_passes():
+def test_a_model_with_experts_runs_in_two_forwards():
     torch.manual_seed(0)
     base = MixtralForCausalLM(
         MixtralConfig(
@@ -143,8 +147,10 @@ def test_a_model_with_experts_runs_in_two_passes():
     ).eval()  # fmt: skip
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     randomise(model)
-    assert svdecode.steer(model.eval(), mu=1.0).mode == "two_pass"
-    assert_halves(model, "two_pass")
+    assert svdecode.steer(model.eval(), mu=1.0).mode == "lazy"
+    assert svdecode.steer(model, mu=1.0, penalty=-1.0).mode == "two_pass"
+    for mode in ("lazy", "two_pass"):
+        assert_halves(model, mode)
     with pytest.raises(ValueError, match="without experts"):
         svdecode.steer(model, mu=1.0, mode="paired")
 

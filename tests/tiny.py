@@ -3,16 +3,59 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 import svdecode
 
 VOCABULARY = 97
 PAD, EOS = 0, 1
+
+
+ARCHITECTURES = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "gemma": (GemmaConfig, {"head_dim": 8}),
+    "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 8}),  # every other layer sees 8 tokens
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "opt": (OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),
+}
+
+
+def tiny_model(architecture: str) -> PreTrainedModel:
+    """Two layers of random weights."""
+    kind, options = ARCHITECTURES[architecture]
+    if "n_embd" not in options:
+        options = {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 128, **options,
+        }  # fmt: skip
+    special = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 2}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        kind(vocab_size=VOCABULARY, initializer_range=0.3, **special, **options)
+    ).eval()
 
 
 def tiny_llama(vocabulary: int = VOCABULARY, seed: int = 0) -> LlamaForCausalLM:
@@ -51,6 +94,24 @@ def tiny_lora(**options: object) -> PeftModel:
     return model.eval()
 
 
+PROMPTS = {
+    "prompt tuning": lambda: PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+    "p-tuning": lambda: PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, task_type="CAUSAL_LM"),
+    "prefix tuning": lambda: PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+    "prefix tuning with an encoder": lambda: PrefixTuningConfig(
+        num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16, task_type="CAUSAL_LM"
+    ),
+}
+
+
+def tiny_prompt(kind: str, architecture: str = "llama") -> PeftModel:
+    """A prompt-learning adapter."""
+    model = get_peft_model(tiny_model(architecture), PROMPTS[kind]())
+    torch.manual_seed(3)
+    randomise(model, scale=1.0)
+    return model.eval()
+
+
 def left_padded(lengths: tuple[int, ...] = (9, 4, 6)) -> tuple[Tensor, Tensor]:
     torch.manual_seed(5)
     width = max(lengths)
@@ -62,15 +123,26 @@ def left_padded(lengths: tuple[int, ...] = (9, 4, 6)) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+@functools.lru_cache(maxsize=8)
+def _separate(model: PeftModel) -> tuple[object, object, object]:
+    """Copies of the pre-trained and of the adapted model that share nothing with `model`, which must not change any more."""
+    pretrained = copy.deepcopy(model)
+    off = pretrained.disable_adapter()
+    off.__enter__()  # for as long as it is held
+    return pretrained, copy.deepcopy(model), off
+
+
 @torch.no_grad()
 def two_model_logits(model: PeftModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of both models by two plain forwards of two separate models."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    ft = copy.deepcopy(model)(**inputs).logits
-    separate = copy.deepcopy(model)
-    with separate.disable_adapter():
-        return separate(**inputs).logits, ft
+    """Logits of both models by plain forwards of two separate models, each row alone and without padding (0 there)."""
+    found = []
+    for separate in _separate(model)[:2]:
+        rows = []
+        for row, used in zip(ids, mask.bool(), strict=True):
+            logits = separate(input_ids=row[used][None], use_cache=False).logits[0, -int(used.sum()) :]
+            rows.append(logits.new_zeros(len(row), logits.shape[-1]).masked_scatter_(used[:, None], logits))
+        found.append(torch.stack(rows))
+    return found[0], found[1]
 
 
 def stateless(model: PeftModel, ids: Tensor, mask: Tensor, steps: int, choose) -> Tensor:

@@ -1,0 +1,40 @@
+"""`svdecode info`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+
+from rich.console import Console
+from rich.table import Table
+
+from svdecode.commands.options import JsonOption
+
+
+def info(as_json: JsonOption = False) -> None:
+    """What is installed here, and which backends can run."""
+    import torch
+
+    from svdecode import __version__, backends
+
+    packages = {}
+    for name in ("torch", "triton", "transformers", "peft"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = backends()
+    if as_json:
+        rows = {name: backend._asdict() for name, backend in found.items()}
+        report = {"svdecode": __version__, "python": platform.python_version(), "packages": packages, "gpu": gpu}
+        print(json.dumps({**report, "backends": rows}))
+        return
+    console = Console()
+    console.print(f"svdecode {__version__}, Python {platform.python_version()}, GPU: {gpu or 'none'}")
+    console.print(", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items()))
+    table = Table("backend", "here", "why")
+    for name, backend in found.items():
+        table.add_row(name, "yes" if backend.available else "no", backend.reason)
+    console.print(table)

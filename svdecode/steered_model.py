@@ -1,0 +1,302 @@
+"""`SteeredModel`: what `steer` makes of a model's class. Two models' logits for each forward, in one of three ways.
+
+Steering happens inside `forward`, before `generate()` sees any logits: beams, sampling, penalties, caches and assistants then
+work on steered log-probs as they would on any model's logits. A logits processor with a second model inside cannot do
+that: its cache is never reordered by beam search.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from svdecode.caches import companion_of, extend
+from svdecode.lagging import LaggingCache
+from svdecode.ops import fused_steer
+from svdecode.paired_layers import PairedLayers
+from svdecode.virtual_tokens import VirtualTokens
+
+_ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+_OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
+
+
+class SteeredModel:
+    """What `steer` adds to the class of a model. Attributes may be changed between calls.
+
+    mu, alpha, penalty, direction: the settings of `svdecode.fused_steer`.
+    mode: "paired" (one forward of doubled rows), "lazy" (the pre-trained model only where more than one token is kept; every
+        step if `penalty` is made finite) or "two_pass" (two models, two caches). This one cannot be changed.
+    row_steps, skipped_row_steps: in lazy mode, how many rows' steps there were and how many the pre-trained model sat out.
+
+    `forward` and `generate` take two arguments beside the model's own, `pretrained_input_ids` and
+    `pretrained_attention_mask`, (B, T) like the prompt: the prompt that the pre-trained model sees instead, left-padded to the
+    same length. With one model on both sides that is classifier-free guidance.
+    """
+
+    mu: float
+    alpha: float
+    penalty: float
+    direction: str
+    mode: str
+    row_steps: int
+    skipped_row_steps: int
+    _others: list[PreTrainedModel]  # the pre-trained model; or an expert and an anti-expert
+    _same_layers: bool  # whether the others' caches have the layers of this model's
+    _paired_layers: PairedLayers | None  # None where one model is on both sides
+    _virtual_tokens: VirtualTokens | None
+    _takes_positions: bool
+
+    @property
+    def skipped_share(self) -> float:
+        """Share of the rows' steps, since `steer`, that needed no forward of the pre-trained model."""
+        return self.skipped_row_steps / max(self.row_steps, 1)
+
+    def pair_logits(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
+        """Logits (B, T, V) of the pre-trained and of the adapted model, and the adapted model's output."""
+        return self._pair(inputs, lazily=False)
+
+    def logits_to_steer(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
+        """As `pair_logits`, but in lazy mode a row whose kept sets have one token each has the adapted logits twice."""
+        return self._pair(inputs, lazily=self.mode == "lazy" and self.penalty == -math.inf)
+
+    def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
+        """The model's own `generate()`, from the steered distribution."""
+        ids = inputs if inputs is not None else keywords.get("input_ids")
+        if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
+            raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
+        own = keywords.get("pretrained_input_ids")
+        if own is not None and (ids is None or own.shape != ids.shape):
+            raise ValueError(
+                "pretrained_input_ids must be left-padded to the shape of the prompt, "
+                f"{None if ids is None else tuple(ids.shape)}, got {tuple(own.shape)}"
+            )
+        return super().generate(inputs, *arguments, **keywords)
+
+    def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
+        inputs["return_dict"] = True
+        own = {name: inputs.pop(name, None) for name in _OWN_ARGUMENTS}
+        length = _rows(inputs).shape[1]
+        with self._only_here():
+            cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
+            other = _with_own_prompt(inputs, **own) if own["pretrained_input_ids"] is not None else inputs
+            if self.mode == "paired":
+                pre, ft, output = self._one_doubled_forward(other, inputs, length)
+            else:
+                output = self._adapted_forward(inputs, length)
+                ft = output.logits
+                pre = self._lazily(other, ft, cache, lazily) if self.mode == "lazy" else self._second(other, ft, cache)
+        if cache is None and output.get("past_key_values") is not None:  # a prefix's, which nobody asked for
+            output = type(output)(**{name: value for name, value in output.items() if name != "past_key_values"})
+        return pre, ft, output
+
+    def _one_doubled_forward(self, pre: dict, ft: dict, length: int) -> tuple[Tensor, Tensor, object]:
+        """Rows [pre-trained | adapted] in one forward."""
+        batch = _rows(ft).shape[0]
+        both = {**ft}
+        for name in _ROW_ARGUMENTS:
+            both[name] = _stack(pre.get(name), ft.get(name), batch)
+        if self._paired_layers is not None:
+            self._paired_layers.set_batch(batch)
+        output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch)
+        _trim(output, batch, length)
+        return output["logits"][:batch], output["logits"][batch:], output
+
+    def _adapted_forward(self, inputs: dict, length: int) -> object:
+        output = self._forward({**inputs}, masked_rows=0)
+        _trim(output, 0, length)
+        return output
+
+    def _forward(self, inputs: dict, masked_rows: int) -> object:
+        if self._virtual_tokens is not None:
+            self._virtual_tokens.put_in_front(inputs, self, masked_rows, self._takes_positions)
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        cache = inputs.get("past_key_values")
+        with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
+            return super().forward(**inputs)
+
+    def _second(self, inputs: dict, ft: Tensor, cache: Cache | None) -> Tensor:
+        """The other models' forwards, with caches of their own."""
+        inputs = {**inputs, "output_hidden_states": False, "output_attentions": False}
+        found = []
+        for index, model in enumerate(self._others):
+            moved = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+            moved["past_key_values"] = None if cache is None else cache.companions[index]
+            found.append(model(**moved).logits.to(ft.device))
+        return _combined(ft, found)
+
+    def _lazily(self, inputs: dict, ft: Tensor, cache: Cache | None, lazily: bool) -> Tensor:
+        """The other models' logits for the rows with a kept set of more than one token; `ft` for the rest."""
+        top = ft.float()
+        floor = top.amax(-1, keepdim=True) + (math.log(self.alpha) if self.alpha > 0 else -math.inf)
+        needed = ((top >= floor).sum(-1) != 1).any(-1).cpu()
+        if not lazily:
+            needed = torch.ones_like(needed)
+        else:
+            self.row_steps += len(needed)
+            self.skipped_row_steps += int((~needed).sum())
+        if inputs.get("input_ids") is None:
+            raise ValueError("mode='lazy' needs input_ids: inputs_embeds cannot be kept for later")
+        lagging = [LaggingCache(model) for model in self._others] if cache is None else cache.companions
+        ids, positions, mask = inputs["input_ids"], inputs.get("position_ids"), inputs.get("attention_mask")
+        past = 0 if lagging[0].ids is None else lagging[0].ids.shape[1]
+        if positions is None:
+            positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+        for companion in lagging:
+            companion.append(ids, positions.expand(ids.shape))
+        rows = needed.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return ft
+        found = []
+        for companion, model in zip(lagging, self._others, strict=True):
+            logits = companion.catch_up(model, rows, mask, ft.shape[1], self._takes_positions).to(ft)
+            found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
+        return _combined(ft, found)
+
+    def _extended_cache(self, inputs: dict[str, object], own_prompt: bool) -> Cache | None:
+        """The forward's cache, made to follow both models; None where none is wanted."""
+        cache, wanted = inputs.get("past_key_values"), inputs.get("use_cache")
+        if cache is None and (self.config.use_cache if wanted is None else wanted):
+            cache = inputs["past_key_values"] = DynamicCache(config=self.config.get_text_config(decoder=True))
+        return None if cache is None else self._extend(cache, own_prompt)
+
+    def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
+        if hasattr(cache, "inside_forward"):
+            return cache
+        companions: list = []
+        if self.mode == "lazy":
+            companions = [LaggingCache(model) for model in self._others]
+        elif self.mode == "two_pass":
+            companions = [companion_of(cache, model, self._same_layers) for model in self._others]
+        count = 0 if self._virtual_tokens is None else self._virtual_tokens.count
+        masks_differ = own_prompt or count > 0 or (len(companions) > 0 and not self._same_layers)
+        return extend(
+            cache,
+            paired=self.mode == "paired",
+            companions=companions,
+            virtual_tokens=count,
+            one_mask=not masks_differ and self.mode != "lazy",
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        extra = 0 if self._virtual_tokens is None else self._virtual_tokens.count
+        result = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + extra
+        )
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, Cache):
+            # Beams may be reordered before the first forward has had a chance to extend the cache.
+            self._extend(cache, model_kwargs.get("pretrained_input_ids") is not None)
+        return result
+
+    @contextlib.contextmanager
+    def _only_here(self) -> Iterator[None]:
+        """A forward sets up layers for its rows: two threads in one steered model would mix them up without a word."""
+        me = threading.get_ident()
+        if self.__dict__.setdefault("_runs_in", me) != me:
+            raise RuntimeError(
+                "this steered model is running in another thread: call svdecode.steer once for each thread"
+            )
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_runs_in", None)
+
+
+def _rows(inputs: dict[str, object]) -> Tensor:
+    return inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+
+
+def _stack(pre: object, ft: object, batch: int) -> object:
+    """Arguments of both models' rows one after another; masks may be 4-d, one for each kind of layer, or None."""
+    if isinstance(ft, dict):
+        return {kind: _stack(pre[kind], mask, batch) for kind, mask in ft.items()}
+    if not isinstance(ft, Tensor):
+        return ft
+    return torch.cat([value.expand(batch, *value.shape[1:]) for value in (pre, ft)])
+
+
+def _trim(output: object, batch: int, length: int) -> None:
+    """Drop virtual tokens; of what only the adapted model is asked for, drop the first `batch` rows."""
+    output["logits"] = output["logits"][:, -length:]
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(layer[batch:, -length:] for layer in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(layer[batch:, :, -length:] for layer in output["attentions"])
+
+
+def _combined(ft: Tensor, others: list[Tensor]) -> Tensor:
+    """The logits that steering pushes away from: the pre-trained ones, or adapted - (expert - anti-expert)."""
+    return others[0] if len(others) == 1 else ft.float() - (others[0].float() - others[1].float())
+
+
+def _with_own_prompt(
+    inputs: dict[str, object], pretrained_input_ids: Tensor, pretrained_attention_mask: Tensor | None
+) -> dict[str, object]:
+    """The inputs of a forward for the pre-trained model, which has a prompt of its own and the same continuation."""
+    ids, cache, prompt = inputs["input_ids"], inputs.get("past_key_values"), pretrained_input_ids
+    past = 0 if cache is None else int(cache.get_seq_length())
+    own = max(prompt.shape[1] - past, 0)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        mask = ids.new_ones(ids.shape[0], past + ids.shape[1])
+    prompt_mask = (
+        mask.new_ones(prompt.shape) if pretrained_attention_mask is None else pretrained_attention_mask.to(mask)
+    )
+    mask = torch.cat([prompt_mask[:, : mask.shape[1]], mask[:, prompt.shape[1] :]], 1)
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return {
+        **inputs,
+        "input_ids": torch.cat([prompt[:, past : past + ids.shape[1]], ids[:, own:]], 1),
+        "attention_mask": mask,
+        "position_ids": positions[:, past : past + ids.shape[1]],
+    }
+
+
+def _forward_of(cls: type[PreTrainedModel]):
+    """A forward with the signature of the model's own, which generate() inspects, and the two arguments of ours."""
+    signature = inspect.signature(cls.forward)
+    parameters = list(signature.parameters.values())
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _OWN_ARGUMENTS]
+    at = len(parameters) - (rest is not None)
+    signature = signature.replace(parameters=[*parameters[:at], *ours, *parameters[at:]])
+
+    @functools.wraps(cls.forward)
+    def forward(self, *arguments, **keywords):
+        bound = signature.bind(self, *arguments, **keywords).arguments
+        inputs = {name: value for name, value in bound.items() if name not in ("self", rest)}
+        inputs |= bound.get(rest, {})
+        labels = inputs.pop("labels", None)
+        as_tuple = inputs.get("return_dict") is False
+        pre, ft, output = self.logits_to_steer(**inputs)
+        output["logits"] = fused_steer(
+            pre,
+            ft,
+            self.mu,
+            alpha=self.alpha,
+            penalty=self.penalty,
+            direction=self.direction,
+            return_kl=False,
+        ).logprobs
+        if labels is not None:
+            output["loss"] = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1])
+        return output.to_tuple() if as_tuple else output
+
+    forward.__signature__ = signature
+    return forward
+
+
+@functools.cache
+def steered_class(cls: type[PreTrainedModel]) -> type:
+    """The class of the model's steered twin."""
+    return type(f"Steered{cls.__name__}", (SteeredModel, cls), {"forward": _forward_of(cls), "__module__": __name__})
