@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import string
 import time
@@ -18,9 +17,6 @@ from svdecode.data import batches, pad_token_id
 from svdecode.ops import steered_nll
 from svdecode.steering import SteeredModel
 
-Z95 = 1.96
-RESAMPLES = 2000
-
 
 class Answers(NamedTuple):
     """One model's greedy answers to the test questions."""
@@ -32,22 +28,6 @@ class Answers(NamedTuple):
     def accuracy(self) -> float:
         """Share of exact matches."""
         return sum(self.correct) / len(self.correct)
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson's score)."""
-    share = successes / trials
-    centre = share + Z95**2 / (2 * trials)
-    spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    return tuple(min(max((centre + sign * spread) / (1 + Z95**2 / trials), 0.0), 1.0) for sign in (-1, 1))
-
-
-def paired_interval(differences: Tensor, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of paired differences."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(differences), (RESAMPLES, len(differences)), generator=generator)
-    means = differences.double()[draws].mean(-1)
-    return means.quantile(0.025).item(), means.quantile(0.975).item()
 
 
 def normalised(answer: str) -> str:

@@ -18,8 +18,9 @@ from svdecode.adapters import pretrained_of
 from svdecode.calibration import Calibration, calibrate, collect_tokens
 from svdecode.data import read_examples
 from svdecode.demo.facts import Splits, country_facts
-from svdecode.demo.measure import answer_all, nll_of_all_tokens, paired_interval, tokens_per_second, wilson
+from svdecode.demo.measure import answer_all, nll_of_all_tokens, tokens_per_second
 from svdecode.files import write_atomically
+from svdecode.intervals import bootstrap_interval, wilson
 from svdecode.loading import BUNDLED_NAME, load_adapter, load_model
 from svdecode.steering import steer
 from svdecode.warmstart import step_folder, warmstart
@@ -177,7 +178,7 @@ class Demo:
             "warm start": plain.mean().item(),
             "SVDecode": steered.mean().item(),
             "difference": (steered - plain).mean().item(),
-            "interval": paired_interval(steered - plain, self.seed),
+            "interval": bootstrap_interval(steered - plain, self.seed),
         }
 
     def answers(self, generators: dict, splits: Splits, device: torch.device) -> dict[str, object]:
@@ -204,7 +205,7 @@ class Demo:
             },
             "exact_match_difference": {
                 "difference": (steered - warm).mean().item(),
-                "interval": paired_interval(steered - warm, self.seed),
+                "interval": bootstrap_interval(steered - warm, self.seed),
             },
             "answers_that_differ": len(differs),
             "samples": [
