@@ -100,12 +100,16 @@ def _extended(kind: type) -> type:
     return type(f"Steered{kind.__name__}", (SteeredCache, kind), {})
 
 
-def extend(cache: Cache, *, paired: bool, companions: list, virtual_tokens: int, one_mask: bool) -> Cache:
-    """Make an empty cache follow both models; the arguments are the attributes of `SteeredCache`."""
+def check_empty(cache: Cache) -> None:
+    """ValueError for a cache that another model has filled."""
     if cache.get_seq_length() > 0:
         raise ValueError(
             "past_key_values holds tokens of one model only: start from an empty cache, or from a steered one"
         )
+
+
+def extend(cache: Cache, *, paired: bool, companions: list, virtual_tokens: int, one_mask: bool) -> Cache:
+    """Make an empty cache follow both models; the arguments are the attributes of `SteeredCache`."""
     cache.__class__ = _extended(type(cache))
     cache.paired, cache.companions = paired, companions
     cache.virtual_tokens, cache.one_mask = virtual_tokens, one_mask

@@ -13,6 +13,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 
+# Layers that get (rows x tokens, features), by the type of the model.
+_FLATTENED = {"opt": ("fc1", "fc2")}
+
+
 class HalvedLayer(nn.Module):
     """An adapter layer whose base layer alone computes the first half of the rows."""
 
@@ -21,7 +25,7 @@ class HalvedLayer(nn.Module):
         super().__init__()
         self.adapted = adapted
         self.name = name
-        self.batch = 0
+        self.batch = self.tokens = 0
 
     @property
     def base(self) -> nn.Module:
@@ -29,14 +33,15 @@ class HalvedLayer(nn.Module):
         return without_adapter(self.adapted)
 
     def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
-        """(2B, ...) rows in, (2B, ...) rows out."""
-        if x.shape[0] != 2 * self.batch:
+        """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
+        if x.shape[0] not in (2 * self.batch, self.tokens):
             raise RuntimeError(
                 f"{self.name} is given {x.shape[0]} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
                 "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
             )
-        base = self.base(x[: self.batch], *arguments, **keywords)
-        return torch.cat([base, self.adapted(x[self.batch :], *arguments, **keywords)])
+        half = x.shape[0] // 2
+        base = self.base(x[:half], *arguments, **keywords)
+        return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
 
     def __getattr__(self, name: str) -> object:
         """What else a model asks of the layer, such as its weight's dtype, the base layer answers."""
@@ -58,10 +63,11 @@ def without_adapter(module: nn.Module) -> nn.Module:
     return module
 
 
-def _takes_row_scale(layer: nn.Module) -> bool:
+def _takes_row_scale(layer: nn.Module, flattened: bool) -> bool:
     """Whether the layer is plain LoRA on a linear layer: no DoRA or other variant, no trained bias."""
     return (
         type(layer) is LoraLinear
+        and not flattened
         and not any(layer.use_dora.values())
         and not any(getattr(layer, "lora_variant", {}).values())
         and not any(layer.lora_bias.values())
@@ -73,7 +79,8 @@ class PairedLayers:
 
     def __init__(self, model: nn.Module) -> None:
         """Take over the layers of `model`, a tree of its own (`share_weights`) that may be changed."""
-        self.batch = 0
+        self.batch = self.tokens = 0
+        self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
         # (layer, adapter, its scale, a weight of its dtype and device)
         self.scaled: list[tuple[LoraLinear, str, float, Tensor]] = []
@@ -82,7 +89,7 @@ class PairedLayers:
     def _take_over(self, module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
-            if _takes_row_scale(child):
+            if _takes_row_scale(child, name in self.flattened):
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
                 if not child.disable_adapters:
                     self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
@@ -93,12 +100,12 @@ class PairedLayers:
             else:
                 self._take_over(child, f"{path}.")
 
-    def set_batch(self, batch: int) -> None:
-        """Prepare the layers for `batch` base rows followed by as many adapted rows."""
+    def set_rows(self, batch: int, length: int) -> None:
+        """Prepare the layers for `batch` base rows followed by as many adapted rows, of `length` tokens each."""
+        for layer in self.halved:
+            layer.batch, layer.tokens = batch, 2 * batch * length if self.flattened else 2 * batch
         if batch == self.batch:
             return
-        for layer in self.halved:
-            layer.batch = batch
         scales: dict[tuple, Tensor] = {}
         for layer, adapter, scaling, weight in self.scaled:
             key = (scaling, weight.dtype, weight.device)

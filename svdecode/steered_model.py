@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from svdecode.caches import companion_of, extend
+from svdecode.caches import check_empty, companion_of, extend
 from svdecode.lagging import LaggingCache
 from svdecode.ops import fused_steer
 from svdecode.paired_layers import PairedLayers
@@ -103,9 +103,10 @@ class SteeredModel:
         both = {**ft}
         for name in _ROW_ARGUMENTS:
             both[name] = _stack(pre.get(name), ft.get(name), batch)
-        if self._paired_layers is not None:
-            self._paired_layers.set_batch(batch)
-        output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch)
+        # One model on both sides has virtual tokens on both.
+        output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch, pairs=batch)
+        if output["logits"].dim() != 3 or output["logits"].shape[0] != 2 * batch:
+            raise RuntimeError(f"{type(self).__name__} reshapes the rows of a batch: use mode='two_pass'")
         _trim(output, batch, length)
         return output["logits"][:batch], output["logits"][batch:], output
 
@@ -114,10 +115,12 @@ class SteeredModel:
         _trim(output, 0, length)
         return output
 
-    def _forward(self, inputs: dict, masked_rows: int) -> object:
+    def _forward(self, inputs: dict, masked_rows: int, pairs: int = 0) -> object:
         if self._virtual_tokens is not None:
             self._virtual_tokens.put_in_front(inputs, self, masked_rows, self._takes_positions)
         inputs = {name: value for name, value in inputs.items() if value is not None}
+        if pairs and self._paired_layers is not None:
+            self._paired_layers.set_rows(pairs, _rows(inputs).shape[1])
         cache = inputs.get("past_key_values")
         with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
             return super().forward(**inputs)
@@ -170,6 +173,7 @@ class SteeredModel:
     def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
         if hasattr(cache, "inside_forward"):
             return cache
+        check_empty(cache)
         companions: list = []
         if self.mode == "lazy":
             companions = [LaggingCache(model) for model in self._others]
@@ -189,8 +193,9 @@ class SteeredModel:
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
         extra = 0 if self._virtual_tokens is None else self._virtual_tokens.count
+        rows = 2 * batch_size if self.mode == "paired" else batch_size
         result = super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length + extra
+            generation_config, model_kwargs, generation_mode, rows, max_cache_length + extra
         )
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache):

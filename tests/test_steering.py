@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from tiny import (
     PAD,
     VOCABULARY,
@@ -181,7 +181,8 @@ def test_a_second_model_as_pretrained():
     expert, amateur = tiny_llama(seed=1), tiny_llama(seed=2)
     ids, mask = left_padded()
     steered = svdecode.steer(expert, pretrained=amateur, mu=0.7, direction="log_ratio")
-    assert steered.mode == "two_pass"
+    assert steered.mode == "lazy"
+    assert svdecode.steer(expert, pretrained=amateur, mu=0.7, penalty=-1.0).mode == "two_pass"
     tokens = ids
     with torch.no_grad():
         got = steered.generate(ids[:1], max_new_tokens=8, do_sample=False)
@@ -236,9 +237,18 @@ def test_what_steer_refuses(lora):
     biased = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], bias="all", task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="bias='all'"):
         svdecode.steer(biased, mu=1.0)
-    prefix = get_peft_model(tiny_llama(), PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
-    with pytest.raises(ValueError, match="PREFIX_TUNING"):
-        svdecode.steer(prefix, mu=1.0)
+    with pytest.raises(ValueError, match=r"mode='lazy' needs penalty=-inf, got -1\.0"):
+        svdecode.steer(lora, mu=1.0, penalty=-1.0, mode="lazy")
+    elsewhere = tiny_llama().to("meta")
+    with pytest.raises(ValueError, match=r"one device, got cpu and meta: .*two_pass"):
+        svdecode.steer(tiny_llama(), pretrained=elsewhere, mu=1.0, mode="lazy")
+    with pytest.raises(ValueError, match="mode='paired' needs"):
+        svdecode.steer(tiny_llama(), pretrained=elsewhere, mu=1.0, mode="paired")
+    assert svdecode.steer(tiny_llama(), pretrained=elsewhere, mu=1.0).mode == "two_pass"
+    with pytest.raises(ValueError, match="a pair"):
+        svdecode.steer(tiny_llama(), pretrained=[tiny_llama()] * 3, mu=1.0)
+    with pytest.raises(ValueError, match="empty prompt"):
+        svdecode.steer(lora, mu=1.0).generate(torch.zeros(1, 0, dtype=torch.long))
 
 
 def test_what_the_thin_loop_refuses(lora):

@@ -158,6 +158,6 @@ def test_a_model_with_experts_runs_in_two_forwards():
 def test_rows_that_do_not_come_in_halves_are_an_error():
     """A layer that sees other than 2B rows, as behind a router of tokens, says so and computes nothing."""
     steered = svdecode.steer(of_type("IA3"), mu=1.0, mode="paired")
-    steered._paired_layers.set_batch(2)
+    steered._paired_layers.set_rows(2, 5)
     with pytest.raises(RuntimeError, match=r"q_proj is given 3 rows and not 4.*two_pass"):
         steered.model.layers[0].self_attn.q_proj(torch.zeros(3, 5, 32))

@@ -34,10 +34,13 @@ PAD, EOS = 0, 1
 
 
 ARCHITECTURES = {
-    "llama": (LlamaConfig, {}),
-    "qwen2": (Qwen2Config, {}),
-    "gemma": (GemmaConfig, {"head_dim": 8}),
-    "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 8}),  # every other layer sees 8 tokens
+    "llama": (LlamaConfig, {"num_key_value_heads": 2}),
+    "qwen2": (Qwen2Config, {"num_key_value_heads": 2}),
+    "gemma": (GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}),
+    "gemma2": (
+        Gemma2Config,
+        {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+    ),  # every other layer sees 8 tokens
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "opt": (OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),
 }
@@ -49,7 +52,7 @@ def tiny_model(architecture: str) -> PreTrainedModel:
     if "n_embd" not in options:
         options = {
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": 128, **options,
+            "max_position_embeddings": 128, **options,
         }  # fmt: skip
     special = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 2}
     torch.manual_seed(0)
