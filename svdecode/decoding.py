@@ -1,14 +1,16 @@
-"""The thin decoding loop: the paper's Algorithm 1 over `steer_sample`, which never writes a (B, V) distribution."""
+"""The thin decoding loop: the paper's Algorithm 1 over `steer_sample`, which never writes a (B, V) distribution.
+
+Both models' logits (lines 4-6), then steering, confidence and choice in one operator (lines 7-20), until all rows have ended.
+"""
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from svdecode import validation
+from svdecode.beams import beam_search
+from svdecode.decoding_state import DecodingState
 from svdecode.ops import steer_sample
 from svdecode.steered_model import SteeredModel
 
@@ -38,7 +40,7 @@ def generate(
         temperature: 0 is greedy; otherwise divides the steered log-probs.
         top_k: sample among the k most probable tokens.
         top_p: sample among the most probable tokens with a mass of top_p.
-        num_beams: more than 1 hands over to the model's own `generate()`; greedy beams only.
+        num_beams: beams of each prompt, greedy ones (see `beams.py`); the best sequence is returned.
         eos_token_id: ends a row; None takes the model's generation config.
         generator: source of randomness on the model's device.
         streamer: gets the prompt, then each step's tokens (`put`), then `end()`; as in transformers.
@@ -49,53 +51,26 @@ def generate(
     if not isinstance(steered, SteeredModel):
         raise TypeError(f"steered must come from svdecode.steer, got {type(steered).__name__}")
     _check(input_ids, attention_mask, max_new_tokens, num_beams)
+    if num_beams > 1 and (temperature > 0 or streamer is not None):
+        what = "temperature=0" if temperature > 0 else "streamer=None"
+        raise ValueError(f"num_beams above 1 needs {what} here: use steered.generate() for beam sampling")
     validation.check_sampling(temperature, top_k, top_p)
     config = steered.generation_config
     ends = config.eos_token_id if eos_token_id is None else eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     pad = next((token for token in (config.pad_token_id, *ends) if token is not None), 0)
+    state = DecodingState(steered, input_ids, attention_mask, max_new_tokens, pad)
+    stops = torch.tensor(ends, device=input_ids.device, dtype=torch.long)
     if num_beams > 1:
-        if temperature > 0:
-            raise ValueError("num_beams above 1 needs temperature=0 here: use steered.generate() for beam sampling")
-        return steered.generate(
-            input_ids,
-            attention_mask=attention_mask,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=False,
-            eos_token_id=ends or None,
-            pad_token_id=pad,
-        )
-
-    device = input_ids.device
-    rows, prompt = input_ids.shape
-    tokens = torch.full((rows, prompt + max_new_tokens), pad, dtype=torch.long, device=device)
-    tokens[:, :prompt] = input_ids
-    mask = torch.ones_like(tokens)
-    if attention_mask is not None:
-        mask[:, :prompt] = attention_mask
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    stops = torch.tensor(ends, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    accepted = inspect.signature(steered.forward).parameters
-    extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cache = DynamicCache(config=steered.config.get_text_config(decoder=True))
+        return beam_search(state, num_beams, max_new_tokens, stops, pad)
+    ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    start = 0
-    for end in range(prompt, prompt + max_new_tokens):
-        if "position_ids" in accepted:
-            extra["position_ids"] = positions[:, start:end]
-        pre, ft, _ = steered.logits_to_steer(
-            input_ids=tokens[:, start:end],
-            attention_mask=mask[:, :end],
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+    for _ in range(max_new_tokens):
+        pre, ft = state.next_logits()
         chosen, _ = steer_sample(
-            pre[:, -1],
-            ft[:, -1],
+            pre,
+            ft,
             steered.mu,
             temperature=temperature,
             top_k=top_k,
@@ -105,16 +80,16 @@ def generate(
             direction=steered.direction,
             generator=generator,
         )
-        tokens[:, end] = torch.where(ended, pad, chosen)
+        state.append(torch.where(ended, pad, chosen))
         if streamer is not None:
-            streamer.put(tokens[:, end].cpu())
-        ended |= torch.isin(chosen, stops)
-        start = end
-        if ended.all():
-            break
+            streamer.put(state.tokens[:, state.end - 1].cpu())
+        if len(ends):
+            ended |= torch.isin(chosen, stops)
+            if ended.all():
+                break
     if streamer is not None:
         streamer.end()
-    return tokens[:, : start + 1]
+    return state.tokens[:, : state.end]
 
 
 def _check(input_ids: object, attention_mask: object, max_new_tokens: object, num_beams: object) -> None:

@@ -10,43 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
 
+from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
 
-class _LaggingLayer(DynamicLayer):
-    """Keys and values (B, heads, room, size), of which a forward sees some rows up to its own last token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: Tensor | None = None  # (R,) of the B rows; None: all
-        self.start = 0  # the forward's first token
-        self.total_rows = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        end = self.start + key_states.shape[-2]
-        if not self.is_initialized:
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self.keys, self.values = (self._room(states, None, end) for states in (key_states, value_states))
-        elif end > self.keys.shape[-2]:
-            self.keys, self.values = self._room(key_states, self.keys, end), self._room(value_states, self.values, end)
-        for held, new in ((self.keys, key_states), (self.values, value_states)):
-            if self.rows is None:
-                held[:, :, self.start : end] = new
-            else:
-                held[self.rows, :, self.start : end] = new
-        if self.rows is None:
-            return self.keys[:, :, :end], self.values[:, :, :end]
-        return self.keys[self.rows, :, :end], self.values[self.rows, :, :end]
-
-    def _room(self, like: Tensor, held: Tensor | None, length: int) -> Tensor:
-        room = like.new_zeros(self.total_rows, like.shape[1], max(64, 3 * length // 2), like.shape[3])
-        if held is not None:
-            room[:, :, : held.shape[-2]] = held
-        return room
-
-    def get_seq_length(self) -> int:
-        return self.start
+ROOM = 64
 
 
 class LaggingCache:
@@ -57,22 +25,21 @@ class LaggingCache:
 
     def __init__(self, model: PreTrainedModel) -> None:
         """An empty one for `model`, of which `why_not` has nothing to say."""
-        config = model.config.get_text_config(decoder=True)
-        count = len(DynamicCache(config=config).layers) or config.num_hidden_layers
-        # Sliding layers keep everything too; their mask hides what is outside the window.
-        self.cache = Cache(layers=[_LaggingLayer() for _ in range(count)])
+        self.cache = buffered_cache(model, ROOM)
         self.reset()
 
     @staticmethod
     def why_not(model: PreTrainedModel) -> str | None:
         """What lazy mode needs of a model and this one lacks, such as a state-space model; None if nothing."""
-        layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-        if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            return None
-        return "a model whose layers all keep keys and values: use mode='two_pass'"
+        return (
+            None
+            if keeps_keys_and_values(model)
+            else "a model whose layers all keep keys and values: use mode='two_pass'"
+        )
 
     def reset(self) -> None:
         """Forget everything."""
+        self.cache.reset()
         self.ids: Tensor | None = None  # (B, S) int64, all tokens so far
         self.positions: Tensor | None = None  # (B, S)
         self.seen: Tensor | None = None  # (B,) how many of them the pre-trained model has seen
@@ -82,8 +49,6 @@ class LaggingCache:
         if self.ids is None:
             self.ids, self.positions = ids, positions
             self.seen = torch.zeros(len(ids), dtype=torch.long)
-            for layer in self.cache.layers:
-                layer.__init__()
         else:
             self.ids, self.positions = torch.cat([self.ids, ids], 1), torch.cat([self.positions, positions], 1)
 
@@ -107,14 +72,14 @@ class LaggingCache:
         everything = len(rows) == len(self.ids)
         chosen = None if everything else rows.to(model.device)
         for layer in self.cache.layers:
-            layer.rows, layer.start, layer.total_rows = chosen, start, len(self.ids)
+            layer.rows, layer.start, layer.held_rows = chosen, start, len(self.ids)
 
         def of_rows(values: Tensor) -> Tensor:
             return (values if everything else values[rows.to(values.device)]).to(model.device)
 
         extra = {"position_ids": of_rows(self.positions)[:, start:]} if takes_positions else {}
         if mask is not None:
-            extra["attention_mask"] = of_rows(mask)
+            extra["attention_mask"] = of_rows(mask)[:, :total]
         logits = model(
             input_ids=of_rows(self.ids)[:, start:],
             past_key_values=self.cache,

@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-
 # Layers that get (rows x tokens, features), by the type of the model.
 _FLATTENED = {"opt": ("fc1", "fc2")}
 

@@ -86,7 +86,7 @@ class SteeredModel:
         length = _rows(inputs).shape[1]
         with self._only_here():
             cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
-            other = _with_own_prompt(inputs, **own) if own["pretrained_input_ids"] is not None else inputs
+            other = inputs if own["pretrained_input_ids"] is None else _with_own_prompt(inputs, **own)
             if self.mode == "paired":
                 pre, ft, output = self._one_doubled_forward(other, inputs, length)
             else:
@@ -247,13 +247,16 @@ def _combined(ft: Tensor, others: list[Tensor]) -> Tensor:
 def _with_own_prompt(
     inputs: dict[str, object], pretrained_input_ids: Tensor, pretrained_attention_mask: Tensor | None
 ) -> dict[str, object]:
-    """The inputs of a forward for the pre-trained model, which has a prompt of its own and the same continuation."""
+    """The inputs of a forward for the pre-trained model, which has a prompt of its own and the same continuation.
+
+    `inputs`, the adapted model's, get an attention mask if they had none (generate() drops one that hides nothing).
+    """
     ids, cache, prompt = inputs["input_ids"], inputs.get("past_key_values"), pretrained_input_ids
     past = 0 if cache is None else int(cache.get_seq_length())
     own = max(prompt.shape[1] - past, 0)
     mask = inputs.get("attention_mask")
     if mask is None:
-        mask = ids.new_ones(ids.shape[0], past + ids.shape[1])
+        mask = inputs["attention_mask"] = ids.new_ones(ids.shape[0], past + ids.shape[1])
     prompt_mask = (
         mask.new_ones(prompt.shape) if pretrained_attention_mask is None else pretrained_attention_mask.to(mask)
     )

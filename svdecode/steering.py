@@ -65,7 +65,8 @@ def steer(
     others = _other_models(ft, model, pretrained)
     # Models that are made of one tree of weights, with or without the adapter, can share a forward.
     own = pretrained is None or pretrained is model
-    mode = _exact_mode(mode, ft, others, own, penalty)
+    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    mode = _exact_mode(mode, ft, others, own, prompted and pretrained is model, penalty)
     strength = _strength(model, mu, alpha, direction)
 
     steered = share_weights(ft)
@@ -76,7 +77,6 @@ def steer(
     # Not submodules: parameters() and to() are those of the one model that the user sees.
     steered.__dict__["_others"] = [share_weights(other).eval() for other in others]
     steered._same_layers = own
-    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     steered._virtual_tokens = VirtualTokens(model) if prompted else None
     steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
     steered._takes_positions = "position_ids" in inspect.signature(type(ft).forward).parameters
@@ -89,6 +89,9 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
         return [pretrained_of(ft)]
     if isinstance(model, PeftModel) and is_prompt_learning(model):
         check_adapter(model)
+    for other in pretrained if isinstance(pretrained, tuple | list) else [pretrained]:
+        if isinstance(other, PeftModel) and is_prompt_learning(other) and other is not model:
+            raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
     if not isinstance(pretrained, tuple | list):
         others = [causal_lm_of(pretrained, "pretrained")]
     elif len(pretrained) == 2:
@@ -105,13 +108,17 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
     return others
 
 
-def _exact_mode(mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, penalty: float) -> str:
+def _exact_mode(
+    mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, prompted_twice: bool, penalty: float
+) -> str:
     """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
     if "past_key_values" not in inspect.signature(type(ft).forward).parameters:
         raise ValueError(
             f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
         )
     can_pair = own and not _mixes_rows(ft)
+    if prompted_twice and (mode in ("lazy", "two_pass") or not can_pair):
+        raise ValueError(f"mode={mode!r}: a prompt-learning adapter on both sides needs mode='paired'")
     if mode == "paired" and not can_pair:
         raise ValueError(
             "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"

@@ -105,6 +105,17 @@ def test_seeded_sampling_with_the_thin_loop(lora, mode, options):
     assert got.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("mode", [*MODES, "lazy"])
+@pytest.mark.parametrize("num_beams", [2, 4])
+@pytest.mark.parametrize("stop", [1, 40, [1, 40, 41, 42, 43]])
+def test_beams_of_the_thin_loop_are_those_of_generate(lora, mode, num_beams, stop):
+    ids, mask = left_padded()
+    steered = svdecode.steer(lora, mu=MU, alpha=0.01, penalty=-torch.inf if mode == "lazy" else -1.0, mode=mode)
+    options = dict(max_new_tokens=10, num_beams=num_beams, eos_token_id=stop)
+    expected = steered.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=PAD, **options)
+    assert svdecode.generate(steered, ids, mask, **options).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_beams_equal_beams_without_a_cache(lora, mode, cache):

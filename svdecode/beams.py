@@ -1,0 +1,84 @@
+"""Beam search of the thin loop, with the rules of transformers' at its defaults (length penalty 1, no early stopping).
+
+The score of a sequence is the sum of its steered log-probs; finished ones are ranked by the mean over their new tokens. Each
+step looks at the best continuations of all beams of a prompt together: those that end and are among the best `num_beams` are
+finished, the best `num_beams` that do not end go on. A prompt is done when its best beam cannot beat the worst of as many
+finished ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdecode.decoding_state import DecodingState
+from svdecode.ops import fused_steer
+
+
+def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, pad: int) -> Tensor:
+    """Decode the best sequence of each prompt.
+
+    Args:
+        state: (B, T) prompts.
+        num_beams: beams of each prompt.
+        new: at most so many tokens are added.
+        stops: (E,) int64, tokens that end a sequence.
+        pad: fills up shorter sequences.
+
+    Returns:
+        (B, T + longest) int64.
+    """
+    steered, batch = state.steered, len(state.tokens)
+    finished: list[list[tuple[float, Tensor]]] = [[] for _ in range(batch)]
+    done = [False] * batch
+    scores = torch.zeros(batch, 1, device=state.tokens.device)
+    keep = num_beams * max(2, 1 + len(stops))  # enough that `num_beams` of them do not end
+    logprobs = None
+    for step in range(1, new + 1):
+        pre, ft = state.next_logits()
+        # The one (B x beams, V) result of the loop, in the same memory at every step.
+        logprobs = None if logprobs is None or logprobs.shape != ft.shape else logprobs
+        logprobs = fused_steer(
+            pre,
+            ft,
+            steered.mu,
+            alpha=steered.alpha,
+            penalty=steered.penalty,
+            direction=steered.direction,
+            return_kl=False,
+            out=logprobs,
+        ).logprobs
+        beams = scores.shape[1]
+        total = (logprobs.view(batch, beams, -1) + scores[..., None]).flatten(1)
+        best, where = total.topk(min(keep, total.shape[1]))
+        beam, token = where // ft.shape[-1], where % ft.shape[-1]
+        ends = torch.isin(token, stops) if step < new else torch.ones_like(token, dtype=torch.bool)
+        rows = beam + beams * torch.arange(batch, device=beam.device)[:, None]
+        for i, j in ends[:, :num_beams].nonzero().tolist():
+            if not done[i]:
+                sequence = torch.cat([state.tokens[rows[i, j], : state.end], token[i, j : j + 1]])
+                _add(finished[i], best[i, j].item() / step, sequence, num_beams)
+        if step == new:
+            break
+        # The best that go on, in order: a stable sort puts the ended ones last.
+        going_on = ends.int().argsort(dim=1, stable=True)[:, :num_beams]
+        scores = best.gather(1, going_on)
+        for i, running in enumerate((scores[:, 0] / step).tolist()):
+            done[i] |= len(finished[i]) == num_beams and running <= finished[i][-1][0]
+        if all(done):
+            break
+        rows = rows.gather(1, going_on)
+        if beams == 1 and num_beams > 1:
+            state.repeat(num_beams)
+            rows = torch.arange(batch * num_beams, device=rows.device)  # all beams go on from the prompt
+        state.reorder(rows.flatten())
+        state.append(token.gather(1, going_on).flatten())
+    chosen = [max(found, key=lambda pair: pair[0])[1] for found in finished]
+    return torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=pad)
+
+
+def _add(finished: list[tuple[float, Tensor]], score: float, sequence: Tensor, num_beams: int) -> None:
+    """Keep the best `num_beams`; a prompt that is done takes no more."""
+    finished.append((score, sequence))
+    finished.sort(key=lambda pair: -pair[0])
+    del finished[num_beams:]

@@ -1,0 +1,79 @@
+"""What the thin loop and its beams hold: tokens, masks, positions and one cache, all allocated before the first step."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, StaticCache
+
+from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
+from svdecode.steered_model import SteeredModel
+
+
+class DecodingState:
+    """Prompts that grow.
+
+    tokens: (R, T + new) int64, filled with the pad token behind what is there.
+    end: how many of them are there.
+    """
+
+    def __init__(
+        self, steered: SteeredModel, input_ids: Tensor, attention_mask: Tensor | None, new: int, pad: int
+    ) -> None:
+        """Prompts (R, T), left-padded, and room for `new` tokens."""
+        rows, prompt = input_ids.shape
+        self.steered = steered
+        self.end, self._start = prompt, 0
+        self.tokens = torch.full((rows, prompt + new), pad, dtype=torch.long, device=input_ids.device)
+        self.tokens[:, :prompt] = input_ids
+        self._mask = torch.ones_like(self.tokens)
+        if attention_mask is not None:
+            self._mask[:, :prompt] = attention_mask
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        accepted = inspect.signature(steered.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._takes_positions = "position_ids" in accepted
+        self._cache = _empty_cache(steered, prompt + new)
+
+    def next_logits(self) -> tuple[Tensor, Tensor]:
+        """(R, V) logits of both models for the token at `end`."""
+        extra = {**self._last_only}
+        if self._takes_positions:
+            extra["position_ids"] = self._positions[:, self._start : self.end]
+        # Of a static cache the mask has all slots at every step: one shape, one CUDA graph.
+        shown = self._mask if isinstance(self._cache, StaticCache) else self._mask[:, : self.end]
+        pre, ft, _ = self.steered.logits_to_steer(
+            input_ids=self.tokens[:, self._start : self.end],
+            attention_mask=shown,
+            past_key_values=self._cache,
+            use_cache=True,
+            **extra,
+        )
+        return pre[:, -1], ft[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """One token (R,) for each row."""
+        self.tokens[:, self.end] = tokens
+        self._start, self.end = self.end, self.end + 1
+
+    def repeat(self, times: int) -> None:
+        """Each row so many times, before the first token is appended: their prompts were read once."""
+        self._cache.batch_repeat_interleave(times)
+        self.tokens, self._mask, self._positions = (
+            values.repeat_interleave(times, 0) for values in (self.tokens, self._mask, self._positions)
+        )
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i goes on from row rows[i]: prompts are equal where beams change places."""
+        self._cache.reorder_cache(rows)
+        self.tokens[:, : self.end] = self.tokens[rows, : self.end]
+
+
+def _empty_cache(steered: SteeredModel, room: int) -> Cache:
+    config = steered.config.get_text_config(decoder=True)
+    virtual = 0 if steered._virtual_tokens is None else steered._virtual_tokens.count
+    if steered.device.type == "cuda" and steered.mode != "lazy":
+        return StaticCache(config=config, max_cache_len=room + virtual)
+    return buffered_cache(steered, room + virtual) if keeps_keys_and_values(steered) else DynamicCache(config=config)
