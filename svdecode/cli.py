@@ -11,6 +11,7 @@ try:
     from svdecode.commands.demo import demo
     from svdecode.commands.generate import generate
     from svdecode.commands.info import info
+    from svdecode.commands.lm_eval import lm_eval
     from svdecode.commands.warmstart import warmstart
 except ImportError as error:  # pragma: no cover
     raise SystemExit(f"svdecode: the command line needs {error.name}: pip install 'svdecode[cli]'") from None
@@ -23,6 +24,9 @@ app = typer.Typer(
 )
 for command in (info, demo, warmstart, calibrate, generate):
     app.command()(command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    lm_eval
+)
 
 
 def main() -> None:

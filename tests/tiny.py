@@ -86,8 +86,8 @@ def randomise(model: torch.nn.Module, scale: float = 0.3) -> None:
             torch.nn.init.normal_(parameter, std=scale)
 
 
-def tiny_lora(**options: object) -> PeftModel:
-    base = tiny_llama()
+def tiny_lora(vocabulary: int = VOCABULARY, **options: object) -> PeftModel:
+    base = tiny_llama(vocabulary)
     config = LoraConfig(
         **{"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options}
     )
