@@ -97,6 +97,14 @@ struct BackwardArguments {
   float* mu_grad_out = nullptr;                          // (rows), or (rows, strengths) for steered_nll; may be null
 };
 
+// out (rows, outer) = x (rows, inner) weight (outer, inner)^T + bias (outer), all contiguous and of one dtype, not float16.
+struct LinearArguments {
+  const void *x = nullptr, *weight = nullptr, *bias = nullptr;  // bias may be null
+  void* out = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t rows = 0, inner = 0, outer = 0;
+};
+
 // torch's thread pool: calls body(begin, end, context) on ranges of at least `grain` that cover [begin, end).
 using ParallelFor = void (*)(
     int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
@@ -109,6 +117,7 @@ struct CpuOperators {
   void (*steered_nll)(const NllArguments&, ParallelFor, int threads);
   void (*steering_vector)(const VectorArguments&, ParallelFor, int threads);
   void (*backward)(const BackwardArguments&, ParallelFor, int threads);
+  void (*few_rows_linear)(const LinearArguments&, ParallelFor, int threads);
 };
 
 }  // namespace svdecode

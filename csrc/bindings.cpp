@@ -157,6 +157,27 @@ std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
   return {pre_grad, ft_grad, mu_grad};
 }
 
+// x (..., inner), weight (outer, inner), bias (outer): contiguous, on the CPU, float32 or bfloat16.
+Tensor few_rows_linear(Tensor x, Tensor weight, MaybeTensor bias) {
+  LinearArguments g;
+  g.inner = weight.size(1);
+  g.outer = weight.size(0);
+  g.rows = x.numel() / (g.inner ? g.inner : 1);
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x must be float32 or bfloat16");
+  STD_TORCH_CHECK(weight.scalar_type() == dtype && (!bias || bias->scalar_type() == dtype), "x and weight differ in dtype");
+  STD_TORCH_CHECK(x.size(-1) == g.inner, "x has ", x.size(-1), " features and the weight ", g.inner);
+  STD_TORCH_CHECK(x.is_contiguous() && weight.is_contiguous() && (!bias || bias->is_contiguous()), "not contiguous");
+  Tensor out = new_rows(x, dtype, {g.outer});
+  g.x = x.data_ptr();
+  g.weight = weight.data_ptr();
+  g.bias = bias ? bias->data_ptr() : nullptr;
+  g.out = out.data_ptr();
+  g.dtype = dtype == ScalarType::Float ? Dtype::float32 : Dtype::bfloat16;
+  if (g.rows > 0 && g.outer > 0) device_of(x).few_rows_linear(x, g);
+  return out;
+}
+
 }  // namespace
 }  // namespace svdecode
 
@@ -172,6 +193,7 @@ STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
       "backward(Tensor pre, Tensor ft, Tensor saved, Tensor? grad_dense, Tensor? grad_mu, Tensor? grad_kl, "
       "Tensor? grad_mu_star, Tensor? grad_moments, Tensor? grad_nll, Tensor? mu, Tensor? labels, Tensor? kl, "
       "Tensor? moments, Tensor? nll, Tensor numbers) -> (Tensor?, Tensor?, Tensor?)");
+  m.def("few_rows_linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def("instruction_set(str wanted) -> str");
   m.def("has_cuda() -> bool");
 }
@@ -182,6 +204,7 @@ STABLE_TORCH_LIBRARY_IMPL(SVDECODE_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("steered_nll", TORCH_BOX(&svdecode::steered_nll));
   m.impl("steering_vector", TORCH_BOX(&svdecode::steering_vector));
   m.impl("backward", TORCH_BOX(&svdecode::backward));
+  m.impl("few_rows_linear", TORCH_BOX(&svdecode::few_rows_linear));
   m.impl("instruction_set", TORCH_BOX(&svdecode::instruction_set));
   m.impl("has_cuda", TORCH_BOX(&svdecode::has_cuda));
 }

@@ -54,6 +54,7 @@ class Cpu : public Device {
   void steered_nll(const Tensor&, const NllArguments& g) const override { operators()->steered_nll(g, parallel_for, threads()); }
   void steering_vector(const Tensor&, const VectorArguments& g) const override { operators()->steering_vector(g, parallel_for, threads()); }
   void backward(const Tensor&, const BackwardArguments& g) const override { operators()->backward(g, parallel_for, threads()); }
+  void few_rows_linear(const Tensor&, const LinearArguments& g) const override { operators()->few_rows_linear(g, parallel_for, threads()); }
 
  private:
   static int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
@@ -89,6 +90,7 @@ class Cuda : public Device {
   void steered_nll(const Tensor&, const NllArguments&) const override { missing(); }
   void steering_vector(const Tensor&, const VectorArguments&) const override { missing(); }
   void backward(const Tensor&, const BackwardArguments&) const override { missing(); }
+  void few_rows_linear(const Tensor&, const LinearArguments&) const override { missing(); }
 
  private:
   template <class Arguments>

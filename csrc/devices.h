@@ -21,6 +21,7 @@ class Device {
   virtual void steered_nll(const Tensor&, const NllArguments&) const = 0;
   virtual void steering_vector(const Tensor&, const VectorArguments&) const = 0;
   virtual void backward(const Tensor&, const BackwardArguments&) const = 0;
+  virtual void few_rows_linear(const Tensor&, const LinearArguments&) const = 0;
 };
 
 // The device that a tensor is on; throws where this binary has no code for it.

@@ -13,6 +13,7 @@ from svdecode import validation
 from svdecode.adapters import causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
 from svdecode.calibration import Calibration, saved_calibration
 from svdecode.constants import ALPHA, KL, PENALTY
+from svdecode.few_rows import use_few_rows
 from svdecode.lagging import LaggingCache
 from svdecode.paired_layers import PairedLayers
 from svdecode.shared_weights import share_weights
@@ -79,6 +80,8 @@ def steer(
     steered._same_layers = own
     steered._virtual_tokens = VirtualTokens(model) if prompted else None
     steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
+    for tree in (steered, *steered._others):
+        use_few_rows(tree)
     steered._takes_positions = "position_ids" in inspect.signature(type(ft).forward).parameters
     return steered.eval()
 
