@@ -1,0 +1,188 @@
+"""Tokens per second of steered decoding over plain decoding of the adapted model: interleaved, one process, medians.
+
+    python bench/decoding.py                          # SmolLM2-135M, LoRA r 8 on all linear layers, batches 1 and 8
+    python bench/decoding.py --adapter ia3 --json ia3.json
+    python bench/decoding.py --adapter pretrained     # a second model instead of an adapter
+
+The adapter is random, of a size that keeps about as many single tokens as a trained one; "lazy" depends on that share, which is
+printed. "two forwards" is what people write today: peft's disable_adapter() at every step, eager steering, two caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from tqdm import tqdm
+from transformers import DynamicCache
+
+import svdecode
+from svdecode import steered_model
+from svdecode.loading import load_model
+from svdecode.reference import fused_steer as eager_steer
+
+SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+MU = 0.5
+
+
+def adapted_model(kind: str, dtype: torch.dtype) -> tuple[object, object | None]:
+    """The model, and a second one for "pretrained"."""
+    base, _ = load_model()
+    base = base.to(dtype)
+    torch.manual_seed(0)
+    if kind == "pretrained":
+        other = copy.deepcopy(base)
+        for parameter in other.parameters():
+            parameter.data += 0.03 * parameter.data.std() * torch.randn_like(parameter)
+        return base, other
+    config = {
+        "lora": LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "ia3": IA3Config(
+            target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
+    }[kind]
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+            noise = torch.randn_like(parameter)
+            parameter.data += 0.02 * noise if "lora" in name else 0.05 * noise
+    return model.eval(), None
+
+
+@torch.no_grad()
+def two_forwards(model: object, ids: torch.Tensor, new: int) -> torch.Tensor:
+    """The usual loop: greedy, both models in turn, a cache each, steering by separate torch operations."""
+    caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
+    tokens = ids
+    for _ in range(new):
+        ft = model(input_ids=tokens, past_key_values=caches[0], use_cache=True, logits_to_keep=1).logits[:, -1]
+        with model.disable_adapter():
+            pre = model(input_ids=tokens, past_key_values=caches[1], use_cache=True, logits_to_keep=1).logits[:, -1]
+        steered = eager_steer(pre, ft, MU, None, 0.1, -math.inf, "kl", 1e-12, False)[0]
+        tokens = steered.argmax(-1, keepdim=True)
+        ids = torch.cat([ids, tokens], 1)
+    return ids
+
+
+def variants(model: object, other: object | None, batch: int, new: int) -> dict[str, Callable[[torch.Tensor], object]]:
+    """What is compared, by name; each takes the prompt."""
+    greedy = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+    drawn = {**greedy, "do_sample": True, **SAMPLING}
+    plain = model if other is None else other
+
+    def by_generate(one: object, options: dict) -> Callable[[torch.Tensor], object]:
+        return lambda ids: one.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+
+    def by_loop(one: object, **options: object) -> Callable[[torch.Tensor], object]:
+        return lambda ids: svdecode.generate(one, ids, max_new_tokens=new, eos_token_id=[], **options)
+
+    modes = ["paired", "lazy", "two_pass"] if other is None else ["lazy", "two_pass"]
+    found = {"plain, generate()": by_generate(plain, greedy)}
+    for mode in modes:
+        pair = {} if other is None else {"pretrained": model}
+        steered = svdecode.steer(plain, mu=MU, mode=mode, **pair)
+        found[f"{mode}, generate()"] = by_generate(steered, greedy)
+        found[f"{mode}, thin loop"] = by_loop(steered)
+        if batch == 1:
+            found[f"{mode}, thin loop, sampling"] = by_loop(steered, **SAMPLING)
+    if batch == 1:
+        found["plain, generate(), sampling"] = by_generate(plain, drawn)
+    if other is None:
+        found["two forwards"] = lambda ids: two_forwards(model, ids, new)
+    return found
+
+
+def measure(model: object, other: object | None, batch: int, prompt: int, new: int, rounds: int) -> dict:
+    """Median seconds of each variant, the steering operator's share of `paired` and lazy's skipped share."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, model.config.vocab_size, (batch, prompt))
+    chosen = variants(model, other, batch, new)
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for turn in tqdm(range(rounds + 1), desc=f"batch {batch}", unit="round"):
+        for name, run in chosen.items():
+            start = time.perf_counter()
+            run(ids)
+            if turn:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    plain = medians["plain, generate()"]
+    rows = {
+        name: {
+            "tokens_per_second": batch * new / median,
+            "spread": (max(seconds[name]) - min(seconds[name])) / median,
+            "over_plain": plain / median,
+        }
+        for name, median in medians.items()
+    }
+    pair = {} if other is None else {"pretrained": model}
+    lazy = svdecode.steer(model if other is None else other, mu=MU, mode="lazy", **pair)
+    svdecode.generate(lazy, ids, max_new_tokens=new, eos_token_id=[])
+    return {"batch": batch, "variants": rows, "skipped": lazy.skipped_share, "operator": operator_share(lazy, ids, new)}
+
+
+def operator_share(steered: object, ids: torch.Tensor, new: int) -> float:
+    """Share of the time of generate() that the steering operator takes."""
+    spent, right = [0.0], steered_model.fused_steer
+
+    def timed(*arguments: object, **keywords: object) -> object:
+        start = time.perf_counter()
+        result = right(*arguments, **keywords)
+        spent[0] += time.perf_counter() - start
+        return result
+
+    steered_model.fused_steer = timed
+    try:
+        start = time.perf_counter()
+        steered.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids))
+        return spent[0] / (time.perf_counter() - start)
+    finally:
+        steered_model.fused_steer = right
+
+
+def main() -> None:
+    """Measure and print a Markdown table; `--json` also writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapter", choices=["lora", "ia3", "pretrained"], default="lora")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    model, other = adapted_model(arguments.adapter, getattr(torch, arguments.dtype))
+    found = [measure(model, other, b, arguments.prompt, arguments.new, arguments.rounds) for b in arguments.batches]
+    report = {**vars(arguments), "machine": _processor(), "threads": torch.get_num_threads(), "results": found}
+    print(f"{arguments.adapter}, {arguments.dtype}, {report['machine']}, {report['threads']} threads, "
+          f"{arguments.prompt} + {arguments.new} tokens, {arguments.rounds} rounds")  # fmt: skip
+    for result in found:
+        print(f"\n| batch {result['batch']} | tokens/s | spread | over plain |\n|---|---|---|---|")
+        for name, row in result["variants"].items():
+            print(f"| {name} | {row['tokens_per_second']:.1f} | {row['spread']:.0%} | {row['over_plain']:.2f} |")
+        print(f"\nlazy skips {result['skipped']:.0%} of the row steps; steering operator: {result['operator']:.1%}")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
