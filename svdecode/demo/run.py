@@ -23,7 +23,8 @@ from svdecode.files import write_atomically
 from svdecode.intervals import bootstrap_interval, wilson
 from svdecode.loading import BUNDLED_NAME, load_adapter, load_model
 from svdecode.steering import steer
-from svdecode.warmstart import step_folder, warmstart
+from svdecode.warmstart import warmstart
+from svdecode.warmstart_folder import is_complete, step_folder
 
 SIZES = (192, 96, 120)  # training, calibration and test examples
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
@@ -120,7 +121,8 @@ class Demo:
         key = self.key(splits)
         with self.phase("warm start"):
             saved = folder / "demo.json"
-            self.cached = saved.is_file() and json.loads(saved.read_text()).get("key") == key
+            known = saved.is_file() and json.loads(saved.read_text()).get("key") == key
+            self.cached = known and is_complete(folder)
             if self.cached:
                 return load_adapter(base, folder), steps
             model = warmstart(
