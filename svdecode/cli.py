@@ -7,8 +7,10 @@ import sys
 try:
     import typer
 
+    from svdecode.commands.bench import bench
     from svdecode.commands.calibrate import calibrate
     from svdecode.commands.demo import demo
+    from svdecode.commands.evaluate import evaluate
     from svdecode.commands.generate import generate
     from svdecode.commands.info import info
     from svdecode.commands.lm_eval import lm_eval
@@ -22,8 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (info, demo, warmstart, calibrate, generate):
+for command in (info, demo, warmstart, calibrate, generate, bench):
     app.command()(command)
+app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     lm_eval
 )

@@ -23,7 +23,9 @@ def rank_and_size() -> tuple[int, int]:
         from accelerate import PartialState
     except ImportError:
         raise ImportError("several processes need accelerate: pip install 'svdecode[train]'") from None
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # else one process on a CPU
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise RuntimeError(f"{state.num_processes} of {os.environ['WORLD_SIZE']} processes have joined")
     return state.process_index, state.num_processes
 
 

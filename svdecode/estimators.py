@@ -1,15 +1,10 @@
-"""The one strength used at decode time, estimated from calibration tokens (paper, appendix D; method, section 2).
-
-Per gold token only its kept set and a few scalars survive: 8 bytes a kept token and 40 a gold token.
-"""
+"""The one strength used at decode time, estimated from calibration tokens (paper, appendix D; method, section 2)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 
-import torch
-from torch import Tensor
+from svdecode.token_statistics import TokenStatistics
 
 TRIM = 0.1
 """Share of the strengths that `trimmed` leaves out at each end."""
@@ -19,66 +14,6 @@ MAX_STRENGTH = 1e3
 
 _ITERATIONS = 100
 _TOLERANCE = 1e-9
-
-
-@dataclass
-class TokenStatistics:
-    """What calibration keeps of N tokens, with T kept tokens in all of their kept sets together."""
-
-    moments: Tensor  # (N, 3) float32: N, D, H
-    mu_star: Tensor  # (N,) float32
-    kl: Tensor  # (N,) float32, nats
-    num_kept: Tensor  # (N,) int32
-    logprobs: Tensor  # (T,) float32: log-probabilities within the kept set, token after token
-    deltas: Tensor  # (T,) float32: the steering vector there
-    gold: Tensor  # (N,) int64: index of the gold token in the (T,) tensors, -1 where it is not kept
-    offsets: Tensor  # (N,) int64: index of each token's first kept token in the (T,) tensors
-
-    @classmethod
-    def concatenate(cls, parts: list[TokenStatistics]) -> TokenStatistics:
-        """Join the statistics of several batches."""
-        shift, moved = 0, []
-        for part in parts:
-            gold = torch.where(part.gold >= 0, part.gold + shift, -1)
-            moved.append((gold, part.offsets + shift))
-            shift += len(part.logprobs)
-        names = [field.name for field in fields(cls) if field.name not in ("gold", "offsets")]
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**joined, gold=torch.cat([g for g, _ in moved]), offsets=torch.cat([o for _, o in moved]))
-
-    @property
-    def coverage(self) -> float:
-        """Share of gold tokens inside the kept set."""
-        return (self.gold >= 0).double().mean().item()
-
-    def derivatives(self, mu: float) -> tuple[float, float, float]:
-        """Mean NLL over the covered gold tokens at strength mu, and its first two derivatives in mu (convex)."""
-        nll, first, second = self._per_token(mu)
-        return nll.mean().item(), first.mean().item(), second.mean().item()
-
-    def nll(self, mu: float) -> Tensor:
-        """(covered tokens,) float64: NLL of each covered gold token at strength mu."""
-        return self._per_token(mu)[0]
-
-    def _per_token(self, mu: float) -> tuple[Tensor, Tensor, Tensor]:
-        covered = self.gold >= 0
-        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.logprobs)])])
-        row = torch.repeat_interleave(torch.arange(len(self.offsets)), ends - self.offsets)
-        deltas = self.deltas.double()
-        steered = self.logprobs.double() + mu * deltas
-
-        def total(values: Tensor) -> Tensor:
-            return values.new_zeros(len(self.offsets)).index_add_(0, row, values)
-
-        top = steered.new_full((len(self.offsets),), -math.inf).scatter_reduce_(0, row, steered, "amax")
-        weights = (steered - top[row]).exp()
-        mass = total(weights)
-        weights = weights / mass[row]
-        mean = total(weights * deltas)
-        variance = total(weights * (deltas - mean[row]).square())
-        gold = self.gold[covered]
-        nll = (top + mass.log())[covered] - steered[gold]
-        return nll, mean[covered] - deltas[gold], variance[covered]
 
 
 def mean(tokens: TokenStatistics) -> float:
@@ -118,15 +53,16 @@ def exact(tokens: TokenStatistics) -> float:
 
     A bracketed Newton iteration on a convex function; within [-MAX_STRENGTH, MAX_STRENGTH]. 0 where mu changes nothing.
     """
-    _, slope, curvature = tokens.derivatives(0.0)
-    if slope == 0 and curvature == 0:
-        return 0.0
-    direction = -math.copysign(1.0, slope)
+    lowest, highest = (slopes.sum().item() for slopes in tokens.end_slopes())
+    if lowest == 0 or highest == 0:
+        # No minimum: flat, or falling for ever, which the slope itself no longer shows once it underflows.
+        return MAX_STRENGTH * ((lowest != 0) - (highest != 0))
+    direction = -math.copysign(1.0, tokens.derivatives(0.0)[1])
     step = 1.0
     while direction * tokens.derivatives(direction * step)[1] < 0:
-        step *= 2
         if step >= MAX_STRENGTH:
             return direction * MAX_STRENGTH
+        step = min(2 * step, MAX_STRENGTH)
     low, high = sorted((0.0, direction * step))
     mu = 0.0
     for _ in range(_ITERATIONS):

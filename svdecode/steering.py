@@ -46,7 +46,7 @@ def steer(
             makes the direction that of these two, applied to `model`: proxy tuning, DExperts.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
-            A calibration holds for the alpha and the direction that it was made with.
+            A calibration holds for the adapter, the alpha and the direction that it was made with.
         alpha: confidence threshold in [0, 1].
         penalty: lambda <= 0 for tokens outside the kept set.
         direction: "kl" or "log_ratio".
@@ -68,7 +68,7 @@ def steer(
     own = pretrained is None or pretrained is model
     prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     mode = _exact_mode(mode, ft, others, own, prompted and pretrained is model, penalty)
-    strength = _strength(model, mu, alpha, direction)
+    strength = _strength(model, mu, alpha, direction, penalty)
 
     steered = share_weights(ft)
     steered.__class__ = steered_class(type(ft))
@@ -147,13 +147,9 @@ def _mixes_rows(model: PreTrainedModel) -> bool:
     return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
-def _strength(model: object, mu: object, alpha: float, direction: str) -> float:
+def _strength(model: object, mu: object, alpha: float, direction: str, penalty: float) -> float:
     if mu is not None and not isinstance(mu, Calibration):
         return validation.check_finite("mu", mu)
     calibration = saved_calibration(model) if mu is None else mu
-    if (calibration.alpha, calibration.direction) != (alpha, direction):
-        raise ValueError(
-            f"mu was calibrated with alpha={calibration.alpha} and direction={calibration.direction!r}, "
-            f"not with alpha={alpha} and direction={direction!r}: pass the same, or a number"
-        )
+    calibration.check(model, alpha, direction, penalty)
     return calibration.mu

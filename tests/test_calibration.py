@@ -144,7 +144,7 @@ def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monke
     assert svdecode.steer(again, mu=loaded, alpha=ALPHA).mu == cal.mu
     with pytest.raises(ValueError, match=r"mu was calibrated with alpha=0\.05"):
         svdecode.steer(again)
-    assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 2
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,54 @@ def test_no_gold_token_inside_the_kept_set(lora):
     labels = torch.cat([torch.full((2, 1), -100), worst[:, :-1]], 1)
     with pytest.raises(ValueError, match="no gold token is inside the kept set"):
         svdecode.calibrate(lora, [{"input_ids": ids, "labels": labels}], progress=False)
+
+
+def test_another_adapter_is_refused(lora, tmp_path):
+    cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, progress=False)
+    cal.check(lora, ALPHA, "kl", 0.0)
+    with pytest.raises(ValueError, match="mu was calibrated for another adapter"):
+        cal.check(tiny_lora(r=2), ALPHA, "kl", 0.0)
+    with pytest.raises(ValueError, match="mu was calibrated with alpha"):
+        cal.check(lora, 0.3, "kl", 0.0)
+
+
+def test_logits_that_are_not_finite_are_an_error(lora):
+    import copy
+
+    broken = copy.deepcopy(lora)
+    with torch.no_grad():
+        broken.get_base_model().lm_head.weight[3] = float("nan")
+    with pytest.raises(ValueError, match="logits are NaN or infinite at 24 of 24 gold tokens of data"):
+        svdecode.calibrate(broken, batches(1), alpha=ALPHA, progress=False)
+
+
+def test_old_files_and_interrupted_ones(lora, tmp_path):
+    """Schema 1 is read; statistics of another calibration are not mixed in; a failed write leaves the old files."""
+    from safetensors.torch import load_file, save_file
+
+    cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, progress=False)
+    cal.save_pretrained(tmp_path)
+    values, tensors = json.loads((tmp_path / "svdecode.json").read_text()), load_file(tmp_path / "svdecode.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"svdecode.json", "svdecode.safetensors"}
+
+    other = svdecode.calibrate(lora, batches(1), alpha=ALPHA, progress=False)
+    other.save_pretrained(tmp_path / "other")
+    mine = (tmp_path / "svdecode.safetensors").read_bytes()
+    (tmp_path / "svdecode.safetensors").write_bytes((tmp_path / "other" / "svdecode.safetensors").read_bytes())
+    mixed = svdecode.Calibration.from_pretrained(tmp_path)
+    assert mixed.mu == cal.mu
+    with pytest.raises(ValueError, match=r"svdecode\.safetensors is missing, or another's"):
+        mixed.curve([0.0])
+    (tmp_path / "svdecode.safetensors").write_bytes(mine)
+    assert torch.equal(svdecode.Calibration.from_pretrained(tmp_path).curve([0.5]), cal.curve([0.5]))
+
+    old = ("mu", "estimator", "estimates", "alpha", "direction", "coverage", "num_tokens", "mean_kl", "kept")
+    old = {name: values[name] for name in (*old, "mu_star_quantiles", "adapter")}
+    (tmp_path / "svdecode.json").write_text(json.dumps({"schema": 1, **old}))
+    del tensors["sequence"]
+    save_file(tensors, tmp_path / "svdecode.safetensors")
+    read = svdecode.Calibration.from_pretrained(tmp_path)
+    assert (read.mu, read.intervals) == (cal.mu, {})
+    assert torch.equal(read.curve([0.5]), cal.curve([0.5]))
+    read.plot(tmp_path / "old.png")
+    assert (tmp_path / "old.png").read_bytes()[:4] == b"\x89PNG"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,24 +14,53 @@ from rich.table import Table
 
 from svdecode.commands.options import JsonOption, ModelOption, quiet
 
+if TYPE_CHECKING:
+    from svdecode.calibration import Calibration
+
 
 def calibrate(
-    data: Annotated[Path, typer.Option("--data", help='JSONL of {"prompt", "completion"} that training did not see.')],
+    data: Annotated[
+        str,
+        typer.Option("--data", help='JSONL of {"prompt", "completion"}; of split data the calibration split is used.'),
+    ],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the adapter; svdecode.json is written there.")],
     model: ModelOption = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out", help="Data that show whether it helps; left out: one half of the data judges the other."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="train, calibration, test or all; left out: calibration where there are splits."),
+    ] = None,
     estimator: Annotated[str, typer.Option(help="mean, median, trimmed, ratio, newton or exact.")] = "exact",
+    select: Annotated[
+        str | None,
+        typer.Option("--select", help="Choose mu, alpha, penalty and direction by this metric: nll or exact_match."),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Confidence threshold.")] = 0.1,
     direction: Annotated[str, typer.Option(help="kl or log_ratio.")] = "kl",
     batch_size: Annotated[int, typer.Option(help="Examples a forward.")] = 8,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Also write this PNG.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Cut longer examples after so many tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and the halves.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Figure; left out: svdecode-calibration.png beside the adapter.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate the steering strength and save it beside the adapter."""
-    from svdecode.data import read_examples
+    """Estimate the steering strength, say how sure it is and whether it helps, and save it beside the adapter.
 
-    examples = read_examples(data)
+    Started by `torchrun` or `accelerate launch`, the processes share the data; the first one writes and prints.
+    """
+    figure = _figure(plot, adapter)
+    examples = _examples(data, adapter, split)
+    others = None if held_out is None else _read(held_out)
+    _check(estimator, select, alpha, direction)
     quiet()
     from svdecode.calibration import calibrate as estimate
+    from svdecode.distributed import is_main, wait
     from svdecode.loading import load_adapter, load_model
 
     base, tokenizer = load_model(model)
@@ -41,19 +72,93 @@ def calibrate(
         alpha=alpha,
         direction=direction,
         batch_size=batch_size,
+        held_out=others,
+        select=select,
+        max_length=max_length,
+        seed=seed,
     )
-    found.save_pretrained(adapter)
+    if is_main():
+        from svdecode.calibration_report import write_report
+
+        found.save_pretrained(adapter)
+        report = write_report(found, adapter, figure=figure)
+        if as_json:
+            print(json.dumps(found.to_dict()))
+        else:
+            _show(found, report, figure)
+    wait()  # a process that leaves early would look dead to the others
+
+
+def _read(source: str) -> list[dict[str, str]]:
+    from svdecode.data import read_examples
+
+    return read_examples(source)
+
+
+def _examples(data: str, adapter: Path, split: str | None) -> list[dict[str, str]]:
+    """The examples to calibrate with: of data that were split before the warm start, the part that it did not see."""
+    examples = _read(data)
+    recorded = (adapter / "svdecode-splits.json").is_file()
+    if split == "all" or (split is None and not recorded):
+        return examples
+    if not recorded:
+        raise ValueError(f"--split {split} needs {adapter}/svdecode-splits.json, which svdecode warmstart writes")
+    from svdecode.distributed import is_main
+    from svdecode.splits import Splits, data_hash
+
+    splits = Splits.load(adapter)
+    if split is not None or (splits.parts["calibration"] and data_hash(examples) == splits.data_sha256):
+        return splits.select(examples, split or "calibration")
+    seen = splits.seen_in_training(examples)
+    if seen and is_main():
+        print(
+            f"svdecode: the warm start was trained on {seen} of these {len(examples)} examples: "
+            "a strength fitted to them says little about others",
+            file=sys.stderr,
+        )
+    return examples
+
+
+def _check(estimator: str, select: str | None, alpha: float, direction: str) -> None:
+    """What is wrong with the options, before a model is loaded."""
+    from svdecode import validation
+    from svdecode.estimators import ESTIMATORS
+
+    validation.check_settings(alpha, direction)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if select is not None:
+        from svdecode.selection import check_metric
+
+        check_metric(select)
+
+
+def _figure(plot: Path | None, adapter: Path) -> Path | None:
+    """Where the figure goes; None where it is not asked for and matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        from svdecode.calibration_report import FIGURE_NAME
+
+        return plot or adapter / FIGURE_NAME
     if plot is not None:
-        found.plot(plot)
-    if as_json:
-        print(json.dumps({k: v for k, v in vars(found).items() if k != "tokens"}))
-        return
+        raise ImportError("--plot needs matplotlib: pip install 'svdecode[train]'")
+    return None
+
+
+def _show(found: Calibration, report: Path, figure: Path | None) -> None:
+    from svdecode.calibration_report import bounds, verdict
+
     console = Console()
+    penalty = "" if found.penalty is None else f", penalty {found.penalty}"
     console.print(
-        f"mu = {found.mu:.4f} ({found.estimator}); {found.num_tokens} tokens, coverage {found.coverage:.3f}, "
-        f"mean KL {found.mean_kl:.4f} nats, kept set {found.kept:.2f} tokens"
+        f"mu = {found.mu:.4f} ({found.estimator}; alpha {found.alpha}, {found.direction}{penalty}); "
+        f"{found.num_tokens} tokens of {found.num_sequences} sequences, coverage {found.coverage:.3f}, "
+        f"mean KL {found.mean_kl:.4f} nats, kept set {found.kept:.2f} tokens",
+        highlight=False,
     )
-    table = Table("estimator", "mu", "NLL at mu", title=f"NLL at 0: {found.curve([0.0]).item():.4f}")
+    table = Table("estimator", "mu", "95% interval", "NLL at mu", title=f"NLL at 0: {found.curve([0.0]).item():.4f}")
     for name, mu in found.estimates.items():
-        table.add_row(name, f"{mu:.4f}", f"{found.curve([mu]).item():.4f}")
+        nll = found.curve([mu]).item()
+        table.add_row(name, f"{mu:.4f}", bounds(found.intervals.get(name)).replace("[", "\\["), f"{nll:.4f}")
     console.print(table)
+    console.print(verdict(found), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {report}" + (f", figure: {figure}" if figure else ""), highlight=False, soft_wrap=True)

@@ -34,6 +34,8 @@ def generate(
 
     base, tokenizer = load_model(model)
     settings = {} if mu is not None else {"alpha": strength.alpha, "direction": strength.direction}
+    if mu is None and strength.penalty is not None:
+        settings["penalty"] = strength.penalty
     steered = steer(load_adapter(base, adapter), mu=strength, **settings)
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(steered.device)
     tokens = decode(

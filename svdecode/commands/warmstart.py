@@ -71,7 +71,7 @@ def warmstart(
     from svdecode.data import read_examples
     from svdecode.distributed import is_main
     from svdecode.loading import load_model
-    from svdecode.plots import _pyplot
+    from svdecode.plots import load_pyplot
     from svdecode.presets import preset
     from svdecode.warmstart import warmstart as train
     from svdecode.warmstart_folder import check_output, read_record
@@ -96,7 +96,7 @@ def warmstart(
     preset(method, **settings)
     steps = _steps(save_steps)
     check_output(output, resume=resume, overwrite=overwrite)
-    _pyplot()  # a missing matplotlib is said before the training, not after
+    load_pyplot()  # a missing matplotlib is said before the training, not after
     examples = read_examples(data)
     splits = _splits(examples, data, fractions if split else None, split_seed)
     base, tokenizer = load_model(model)
@@ -143,10 +143,10 @@ def plot_training(record: dict, output: Path) -> Path:
     import io
 
     from svdecode.files import write_atomically
-    from svdecode.plots import _pyplot
+    from svdecode.plots import load_pyplot
     from svdecode.warmstart_folder import FIGURE_NAME
 
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     steps, losses = ([entry[name] for entry in record["loss"]] for name in ("step", "loss"))
     window = max(1, len(losses) // 10)
     smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]

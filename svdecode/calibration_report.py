@@ -1,0 +1,145 @@
+"""What a calibration found, in words: a verdict, and a report in Markdown beside svdecode.json, which has the numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from svdecode.calibration import Calibration
+from svdecode.files import write_atomically
+from svdecode.token_statistics import FIXED_BYTES, KEPT_BYTES
+
+REPORT_NAME = "svdecode-calibration.md"
+FIGURE_NAME = "svdecode-calibration.png"
+
+_HOW = {
+    "calibration": "on the calibration data, which chose mu and so flatters it",
+    "held_out": "on held-out data",
+    "cross_fitted": "by cross-fitting (each half of the data at the strength of the other half)",
+}
+
+
+def verdict(calibration: Calibration) -> str:
+    """One sentence: whether a gain is shown, on data that did not choose the setting, and how large it is."""
+    if calibration.selection is not None and calibration.gains.get("held_out") is None:
+        found, unit = calibration.selection["cross_fitted"], f"of {calibration.selection['metric']}"
+        how = "by cross-fitting (each half of the data at the setting that is best on the other half)"
+    else:
+        which = "held_out" if "held_out" in calibration.gains else "cross_fitted"
+        found, unit, how = calibration.gains.get(which), "nats a token", _HOW[which]
+    if found is None or found["interval"] is None:
+        return "Whether steering helps is not known: there are too few sequences for an interval; pass held-out data."
+    low, high = found["interval"]
+    measured = f"{how}, {found['gain']:+.4f} {unit}, 95% interval [{low:+.4f}, {high:+.4f}]"
+    if low > 0:
+        return f"A gain is shown {measured}."
+    if high < 0:
+        return f"Steering makes it worse {measured}."
+    return f"No gain is shown {measured}, which contains 0."
+
+
+def markdown(calibration: Calibration, figure: str | None = None) -> str:
+    """The report; `figure` is the name of a PNG beside it."""
+    c = calibration
+    penalty = "" if c.penalty is None else f", penalty = {c.penalty}"
+    lines = [
+        "# SVDecode calibration",
+        "",
+        f"**mu = {c.mu:.4f}** ({c.estimator}), alpha = {c.alpha}, direction = {c.direction}{penalty}",
+        "",
+        verdict(c),
+        "",
+        *([f"![NLL over mu, estimates, mu* of single tokens]({figure})", ""] if figure else []),
+        "## Estimates",
+        "",
+        *_table(["estimator", "mu", "95% interval", "NLL at mu"], _estimates(c)),
+        "",
+        "The intervals resample sequences. `exact` minimises the NLL; `mean` is what the paper uses and is heavy-tailed.",
+        "",
+        "## Gain: NLL of the kept gold tokens at 0 minus at mu, nats a token",
+        "",
+        *_table(
+            ["data", "NLL at 0", "NLL at mu", "gain", "95% interval", "tokens", "sequences", "coverage"], _gains(c)
+        ),
+        "",
+        *_selection(c),
+        "## The tokens",
+        "",
+        *_table(["what", "value"], _facts(c)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write_report(calibration: Calibration, folder: str | Path, *, figure: str | Path | None = None) -> Path:
+    """Write svdecode-calibration.md into the folder, atomically, and the figure where `figure` says; returns its path."""
+    path, shown = Path(folder) / REPORT_NAME, None
+    if figure is not None:
+        calibration.plot(figure)
+        beside = Path(figure).resolve().parent == path.resolve().parent
+        shown = Path(figure).name if beside else str(Path(figure).resolve())
+    write_atomically(path, markdown(calibration, shown).encode())
+    return path
+
+
+def bounds(interval: object, digits: int = 4) -> str:
+    """An interval as text; "none" where there is none."""
+    return "none" if interval is None else "[" + ", ".join(f"{end:.{digits}f}" for end in interval) + "]"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _estimates(c: Calibration) -> list[list[str]]:
+    nll = [math.nan] * len(c.estimates) if c.tokens is None else c.curve(c.estimates.values()).tolist()
+    return [
+        [f"**{name}**" if name == c.estimator else name, f"{mu:.4f}", bounds(c.intervals.get(name)), f"{value:.4f}"]
+        for (name, mu), value in zip(c.estimates.items(), nll, strict=True)
+    ]
+
+
+def _gains(c: Calibration) -> list[list[str]]:
+    rows = []
+    for which, found in c.gains.items():
+        numbers = [f"{found[name]:.4f}" for name in ("nll_at_0", "nll_at_mu")]
+        sizes = [str(found["num_tokens"]), str(found["num_sequences"]), f"{found['coverage']:.3f}"]
+        rows.append([_HOW[which], *numbers, f"{found['gain']:+.4f}", bounds(found["interval"]), *sizes])
+    return rows
+
+
+def _selection(c: Calibration) -> list[str]:
+    if c.selection is None:
+        return []
+    head = ["mu", "alpha", "penalty", "direction", "score", "gain", "95% interval"]
+    rows = []
+    for row in c.selection["table"]:
+        values = [f"{row['mu']:g}", f"{row['alpha']:g}", str(row["penalty"]), row["direction"], f"{row['score']:.4f}"]
+        if row == c.selection["best"]:
+            values = [f"**{value}**" for value in values]
+        rows.append([*values, f"{row['gain']:+.4f}", bounds(row["interval"])])
+    return [
+        f"## Selection by {c.selection['metric']}: {c.selection['meaning']}",
+        "",
+        "Gains are against the warm start, the first row. The best row's is flattered by the choice; the verdict is not.",
+        "",
+        *_table(head, rows),
+        "",
+    ]
+
+
+def _facts(c: Calibration) -> list[list[str]]:
+    quantiles = ", ".join(f"{float(level):.0%}: {value:.3f}" for level, value in c.mu_star_quantiles.items())
+    facts = {
+        "gold tokens": c.num_tokens,
+        "sequences": c.num_sequences,
+        "coverage (share of gold tokens inside the kept set)": f"{c.coverage:.4f}",
+        "mean size of the kept set": f"{c.kept:.2f}",
+        "mean KL(warm start, pre-trained), nats": f"{c.mean_kl:.4f}",
+        "quantiles of mu*": quantiles,
+        f"bytes a gold token ({FIXED_BYTES}, and {KEPT_BYTES} for each kept token)": f"{c.bytes_per_token or math.nan:.1f}",
+        "adapter (SHA-256 of its weights)": c.adapter,
+        "data (SHA-256 of ids and labels)": c.data,
+        "held-out data": c.held_out_data,
+    }
+    return [[name, str(value)] for name, value in facts.items() if value is not None]

@@ -1,0 +1,151 @@
+"""`Report`: what an evaluation found, as data, as Markdown and as text for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from svdecode.evaluation.comparison import difference, summary
+from svdecode.evaluation.tasks.base import Metric, Task
+from svdecode.files import write_atomically
+
+
+@dataclass
+class Report:
+    """Figures of every system on the same questions."""
+
+    task: str
+    model: str
+    questions: int
+    """How many; of these `unjudged` count answers without a verdict."""
+    systems: dict[str, dict[str, object]]
+    """Settings of each system: mu, alpha, penalty, direction."""
+    results: dict[str, dict[str, dict]]
+    """metric -> system -> {"mean", "interval", "questions"}."""
+    comparisons: dict[str, dict[str, dict]]
+    """metric -> system -> {"difference", "interval", "verdict", "mcnemar_p", ...} to the baseline on the same questions."""
+    baseline: str | None
+    notes: list[str] = field(default_factory=list)
+    unjudged: dict[str, int] = field(default_factory=dict)
+    """Answers of each system that got no verdict."""
+    seconds: float = 0.0
+    tokens: int = 0
+    """Tokens that went through the models in this run; 0 where all was done before."""
+    records: list[dict] = field(default_factory=list, repr=False)
+    """One a question, as in records.jsonl."""
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON, without the records."""
+        return {name: value for name, value in vars(self).items() if name != "records"}
+
+    def save(self, folder: str | Path) -> None:
+        """Write results.json and results.md, each atomically, and results.png."""
+        from svdecode.evaluation.figures import plot_report
+
+        folder = Path(folder)
+        write_atomically(folder / "results.json", json.dumps(self.to_dict(), indent=2).encode())
+        write_atomically(folder / "results.md", self.markdown().encode())
+        plot_report(self, folder / "results.png")
+
+    def markdown(self) -> str:
+        """Tables of the figures and of the differences, and the notes."""
+        parts = [f"# {self.task}, {self.model}, {self.questions} questions\n", table(*self.figures())]
+        if self.comparisons:
+            parts.append(f"Difference to {self.baseline} on the same questions:\n")
+            parts.append(table(*self.differences()))
+        return "\n".join([*parts, *(f"{note}\n" for note in self.sentences())])
+
+    def figures(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the figures' table."""
+        metrics = list(self.results)
+        perplexity = metrics == ["NLL"]
+        head = ["", "mu", *(f"{name} [95%]" for name in metrics), *(["perplexity"] if perplexity else [])]
+        rows = []
+        for name, settings in self.systems.items():
+            cells = [_with_interval(self.results[metric].get(name), "mean") for metric in metrics]
+            if perplexity:
+                cells.append(f"{math.exp(min(self.results['NLL'][name]['mean'], 700)):.2f}")
+            rows.append([name, settings["mu"], *cells])
+        return head, rows
+
+    def differences(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the table of differences to the baseline."""
+        rows = []
+        for metric, found in self.comparisons.items():
+            for name, one in found.items():
+                p = f"{one['mcnemar_p']:.3f}" if "mcnemar_p" in one else ""
+                rows.append([metric, name, _with_interval(one, "difference", sign="+"), p, one["verdict"]])
+        return ["metric", "", "difference [95%]", "McNemar p", "verdict"], rows
+
+    def sentences(self) -> list[str]:
+        """What the numbers mean, and the notes."""
+        found = []
+        for metric, rows in self.comparisons.items():
+            ours = {name: row for name, row in rows.items() if name.startswith("SVDecode")}
+            for word, text in (("better", "improves"), ("worse", "worsens")):
+                names = [name for name, row in ours.items() if row["verdict"] == word]
+                if names:
+                    found.append(f"{', '.join(names)} {text} {metric} against {self.baseline} beyond noise.")
+            silent = [name for name, row in ours.items() if row["verdict"] == "no gain is shown"]
+            if silent:
+                which = "every SVDecode strength" if len(silent) == len(ours) else ", ".join(silent)
+                found.append(f"{metric}: no gain is shown for {which}: the interval of the difference contains 0.")
+        for name, count in self.unjudged.items():
+            if count:
+                found.append(f"{name}: {count} of {self.questions} answers are unjudged and left out of its figures.")
+        return [*found, *self.notes]
+
+
+def summarise(
+    task: Task, records: list[dict], systems: dict[str, dict], baselines: dict[str, str], seed: int
+) -> tuple[dict, dict]:
+    """(results, comparisons) of the records' values.
+
+    Args:
+        task: whose metrics.
+        records: one a question: {"values": {system: {metric: value or None}}, "weight"}.
+        systems: their names, in order.
+        baselines: for each system that is compared, the system it is compared with.
+        seed: of the bootstrap.
+    """
+    results: dict = {}
+    comparisons: dict = {}
+    for metric in task.metrics:
+        for name in systems:
+            held = _held(records, metric, name)
+            if held:
+                results.setdefault(metric.name, {})[name] = summary(metric, *_tensors(held, name, metric), seed)
+        for name, baseline in baselines.items():
+            held = _held(_held(records, metric, name), metric, baseline)  # both have a value: a paired difference
+            if held:
+                values, weights = _tensors(held, name, metric)
+                other, _ = _tensors(held, baseline, metric)
+                comparisons.setdefault(metric.name, {})[name] = difference(metric, values, other, weights, seed)
+    return results, comparisons
+
+
+def _held(records: list[dict], metric: Metric, system: str) -> list[dict]:
+    return [r for r in records if r["values"].get(system, {}).get(metric.name) is not None]
+
+
+def _tensors(records: list[dict], system: str, metric: Metric) -> tuple[torch.Tensor, torch.Tensor]:
+    values = [record["values"][system][metric.name] for record in records]
+    weights = [record.get("weight", 1.0) for record in records]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+
+
+def _with_interval(found: dict | None, name: str, sign: str = "") -> str:
+    if found is None:
+        return ""
+    low, high = found["interval"]
+    return f"{found[name]:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,0 +1,83 @@
+"""A word-level tokenizer, small data sets in every format, and the command on a small app: for the tests of evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+from tiny import EOS, PAD
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+LABELS = ("answer1", "answer2", "answer3")
+_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+_KNOWN = ["Q", "A", ":", ".", "what", "is", "?", "pick", "the", "correct", "yes", "no", "true", "false", *LABELS]
+WORDS = _SPECIAL + _KNOWN
+WORDS += [f"w{i}" for i in range(97 - len(WORDS))]
+COLUMNS = ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers"]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word or a mark a token, the vocabulary of the tiny models (97)."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>")
+    assert (fast.pad_token_id, fast.eos_token_id) == (PAD, EOS)
+    return fast
+
+
+def phrase(draw: random.Random, least: int = 1, most: int = 4) -> str:
+    return " ".join(f"w{draw.randrange(60)}" for _ in range(draw.randint(least, most)))
+
+
+def truthful_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows in the published columns of TruthfulQA."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        best = phrase(draw)
+        true = "; ".join([phrase(draw), best, phrase(draw)][: draw.randint(2, 3)])
+        false = "; ".join(phrase(draw) for _ in range(draw.randint(1, 4)))
+        rows.append(dict(zip(COLUMNS, ["x", "y", f"what is w{i} w{seed} ?", best, true, false], strict=True)))
+    return rows
+
+
+def write_truthful(path: Path, count: int = 12, seed: int = 0) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(truthful_rows(count, seed))
+    return path
+
+
+def commonsense_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows in the format of LLM-Adapters."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        answer = LABELS[i % 3]
+        text = f"pick the correct answer : w{i} {phrase(draw)} ? {' '.join(f'{x} {phrase(draw)}' for x in LABELS)}"
+        rows.append({"instruction": text, "input": "", "output": f"the correct answer is {answer}", "answer": answer})
+    return rows
+
+
+def write_json(path: Path, rows: list[dict]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+APP = """
+import sys, typer
+from svdecode.commands.evaluate import evaluate
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("eval")(evaluate)
+app.callback()(lambda: None)
+try:
+    app()
+except (ValueError, ImportError) as error:
+    print(f"svdecode: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)
+"""
+"""The command as `svdecode.cli` registers it."""

@@ -1,0 +1,512 @@
+"""Evaluation: scores against plain forwards, shared prompts, records that survive an interruption, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from evaluation_kit import APP, commonsense_rows, phrase, tiny_tokenizer, truthful_rows, write_json, write_truthful
+from peft import PeftModel
+from tiny import tiny_llama, tiny_lora, tiny_model, tiny_prompt, two_model_logits
+
+import svdecode
+from svdecode.evaluation import evaluate, evaluate_steps
+from svdecode.evaluation.runner import Runner
+from svdecode.evaluation.scoring import Alone, Scorer, common_prefix
+from svdecode.evaluation.sources import read_rows
+from svdecode.evaluation.systems import System, compared, nll_of
+from svdecode.loading import load_adapter, load_model
+
+SYSTEMS = compared(0.7, alpha=0.1, penalty=0.0, direction="kl", log_ratio_mu=0.3)
+PROMPT = [5, 9, 30, 31, 7, 12, 44]
+ANSWERS = [[20, 21, 22], [23], [20, 24, 25, 26, 1], [40, 41]]
+
+
+@pytest.fixture(scope="module")
+def lora():
+    return tiny_lora()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def quiet(task, data, model, tokenizer, **settings):
+    return evaluate(task, data, model, tokenizer, progress=False, **settings)
+
+
+def total_nll(model, prompt, answer, steered):
+    """The NLL of an answer by plain forwards and plain arithmetic in float64; steered(pre, ft) gives log-probs."""
+    ids = torch.tensor([prompt + answer])
+    pre, ft = two_model_logits(model, ids, torch.ones_like(ids))
+    logprobs = steered(pre[0].double(), ft[0].double())[len(prompt) - 1 : -1]
+    return -logprobs.gather(-1, torch.tensor(answer)[:, None]).sum().item()
+
+
+def by_definition(system):
+    def steered(pre, ft):
+        if system.pretrained:
+            return pre.log_softmax(-1)
+        settings = dict(alpha=system.alpha, penalty=system.penalty, direction=system.direction)
+        return svdecode.fused_steer(pre, ft, system.mu, **settings, backend="reference").logprobs
+
+    return steered
+
+
+def test_one_forward_scores_every_system(lora):
+    scorer = Scorer(svdecode.steer(lora, mu=0.0, penalty=0.0), SYSTEMS, batch_size=3)
+    found = scorer.score(PROMPT, ANSWERS)
+    assert found.shape == (len(SYSTEMS), len(ANSWERS))
+    for row, system in zip(found, SYSTEMS, strict=True):
+        for value, answer in zip(row.tolist(), ANSWERS, strict=True):
+            assert value == pytest.approx(total_nll(lora, PROMPT, answer, by_definition(system)), rel=1e-4), system.name
+    names = [system.name for system in SYSTEMS]
+    warm = found[names.index("warm start")]
+    plain = [total_nll(lora, PROMPT, answer, lambda pre, ft: ft.log_softmax(-1)) for answer in ANSWERS]
+    torch.testing.assert_close(warm, torch.tensor(plain), rtol=1e-4, atol=1e-4)
+    for name in set(names) - {"warm start"}:
+        assert not torch.allclose(found[names.index(name)], warm, rtol=1e-3), name
+
+
+MODELS = {
+    "lora": tiny_lora,
+    "prefix tuning": lambda: tiny_prompt("prefix tuning"),
+    "prompt tuning": lambda: tiny_prompt("prompt tuning"),
+    "gpt2 prompt tuning": lambda: tiny_prompt("prompt tuning", "gpt2"),
+}
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+@pytest.mark.parametrize("kind", MODELS)
+def test_shared_prompts_give_the_same_scores(kind, batch_size):
+    model = MODELS[kind]()
+    steered = svdecode.steer(model, mu=0.0, penalty=0.0)
+    prompts = [PROMPT, [*PROMPT[:5], 60, 61, 62, 63], [*PROMPT[:5], 70]]
+    prefix = common_prefix(prompts)
+    assert prefix == PROMPT[:5]
+    plain = Scorer(steered, SYSTEMS, batch_size=batch_size)
+    shared = Scorer(steered, SYSTEMS, prefix=prefix, batch_size=batch_size)
+    for prompt in [*prompts, prompts[0]]:  # the first one again: the cache of the prefix was not written to
+        torch.testing.assert_close(shared.score(prompt, ANSWERS), plain.score(prompt, ANSWERS), rtol=1e-4, atol=1e-4)
+    assert shared.tokens < plain.tokens
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "opt"])
+def test_shared_prompts_of_two_models(architecture):
+    from peft import LoraConfig, get_peft_model
+    from tiny import randomise
+
+    model = tiny_model(architecture)
+    other = get_peft_model(tiny_model(architecture), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    randomise(other)
+    steered = svdecode.steer(other.eval(), pretrained=model, mu=0.0, penalty=0.0)
+    prompts = [PROMPT * 2, [*PROMPT, 60, 61]]  # longer than gemma2's window of 8
+    shared = Scorer(steered, SYSTEMS, prefix=common_prefix(prompts))
+    for prompt in prompts:
+        expected = Scorer(steered, SYSTEMS).score(prompt, ANSWERS)
+        torch.testing.assert_close(shared.score(prompt, ANSWERS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_common_prefix_leaves_a_token_to_predict_from():
+    assert common_prefix([[1, 2, 3]]) == [1, 2]
+    assert common_prefix([[1, 2], [1, 2, 3]]) == [1]
+    assert common_prefix([[1, 2, 9], [1, 5]]) == [1]
+    assert common_prefix([[4, 2], [1, 2]]) == []
+
+
+def test_nll_of_groups_systems_without_mixing_them_up():
+    pre, ft, labels = torch.randn(5, 30), torch.randn(5, 30), torch.randint(30, (5,))
+    shuffled = [SYSTEMS[i] for i in (3, 0, 5, 1, 2, 4)]
+    assert len(shuffled) == len(SYSTEMS)
+    whole = nll_of(shuffled, pre, ft, labels)
+    for row, system in zip(whole, shuffled, strict=True):
+        assert torch.equal(row, nll_of([system], pre, ft, labels)[0])
+
+
+def test_truthfulqa_from_end_to_end(lora, tokenizer, tmp_path):
+    data = write_truthful(tmp_path / "truthful.csv", 14)
+    cal = calibration(lora, tokenizer)
+    report = quiet("truthfulqa_mc", data, lora, tokenizer, mu=cal, output=tmp_path / "out")
+    assert report.questions == 8  # 14 without the 6 examples
+    names = [f"SVDecode ({name})" for name in cal.estimates]
+    assert set(names) | {"pre-trained", "warm start", "no confidence mask"} <= set(report.systems)
+    assert set(report.results) == {"MC1", "MC2", "MC3"}
+    warm = [record["values"]["warm start"]["MC2"] for record in report.records]
+    steered = [record["values"][names[0]]["MC2"] for record in report.records]
+    found = report.comparisons["MC2"][names[0]]
+    assert found["difference"] == pytest.approx(sum(steered) / 8 - sum(warm) / 8)
+    assert report.results["MC2"]["warm start"]["mean"] == pytest.approx(sum(warm) / 8)
+    assert any("first rows of the data" in note for note in report.notes)
+    plain = quiet("truthfulqa_mc", data, lora, tokenizer, mu=cal, shared_prompt=False)
+    for one, other in zip(report.records, plain.records, strict=True):
+        for name, logprobs in one["logprobs"].items():
+            assert logprobs == pytest.approx(other["logprobs"][name], rel=1e-4, abs=1e-4)
+    assert report.tokens * 3 < plain.tokens
+
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["results"] == json.loads(json.dumps(report.results))
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| warm start |" in text
+    assert "SVDecode" in text
+    assert (tmp_path / "out" / "results.png").read_bytes()[:4] == b"\x89PNG"
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 9
+    assert [json.loads(line)["index"] for line in lines[1:]] == list(range(8))
+
+
+def calibration(model, tokenizer):
+    rows = [{"prompt": f"what is w{i} ?", "completion": f" w{(7 * i) % 50} w{i}"} for i in range(30)]
+    return svdecode.calibrate(model, rows, tokenizer=tokenizer, progress=False)
+
+
+def test_a_verdict_in_words_follows_the_interval(lora, tokenizer):
+    rows = truthful_rows(14)
+    report = quiet("truthfulqa_mc", rows, lora, tokenizer, mu=0.0)
+    same = report.comparisons["MC2"]["SVDecode (mu = 0)"]  # mu = 0 with a penalty of 0 is the warm start
+    assert same["difference"] == pytest.approx(0, abs=1e-6)
+    assert same["verdict"] == "no gain is shown"
+    assert report.comparisons["MC1"]["SVDecode (mu = 0)"]["mcnemar_p"] == 1.0
+    assert "no gain is shown for every SVDecode strength" in " ".join(report.sentences())
+
+
+def test_gains_and_losses_are_told_apart():
+    from svdecode.evaluation.comparison import difference, verdict
+    from svdecode.evaluation.tasks.base import Metric
+
+    up, down = Metric("MC2"), Metric("NLL", higher_is_better=False)
+    assert [verdict(up, *span) for span in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == [
+        "better",
+        "worse",
+        "no gain is shown",
+    ]
+    assert [verdict(down, *span) for span in ((0.1, 0.2), (-0.2, -0.1))] == ["worse", "better"]
+    # A text of 1000 tokens that gets better outweighs many of 1 token that get worse.
+    weights = torch.tensor([1000.0] * 5 + [1.0] * 20, dtype=torch.float64)
+    changed = torch.tensor([-1.0] * 5 + [1.0] * 20, dtype=torch.float64)
+    found = difference(down, changed, torch.zeros_like(changed), weights)
+    assert found["difference"] == pytest.approx((-5000 + 20) / 5020)
+    assert found["verdict"] == "better"
+
+
+def test_without_an_adapter_the_model_alone(tokenizer, tmp_path):
+    model = tiny_llama()
+    report = quiet("truthfulqa_mc", truthful_rows(9), model, tokenizer, output=tmp_path)
+    assert list(report.systems) == ["pre-trained"]
+    assert report.comparisons == {}
+    alone = Scorer(Alone(model), [System("pre-trained", pretrained=True)])
+    ids = torch.tensor([PROMPT + ANSWERS[0]])
+    logprobs = model(ids).logits[0].log_softmax(-1)[len(PROMPT) - 1 : -1].gather(-1, ids[0, len(PROMPT) :, None])
+    assert alone.score(PROMPT, ANSWERS[:1]).item() == pytest.approx(-logprobs.sum().item(), rel=1e-5)
+
+
+def test_an_interrupted_run_goes_on(lora, tokenizer, tmp_path, monkeypatch):
+    rows, settings = truthful_rows(14), {"mu": 0.5, "output": tmp_path / "out"}
+    whole = quiet("truthfulqa_mc", rows, lora, tokenizer, mu=0.5)
+    run, seen = Runner.run, []
+
+    def stops_after_five(self, chunk):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(chunk[0].index)
+        return run(self, chunk)
+
+    monkeypatch.setattr(Runner, "run", stops_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        quiet("truthfulqa_mc", rows, lora, tokenizer, **settings)
+    path = tmp_path / "out" / "records.jsonl"
+    assert len(path.read_text().splitlines()) == 6
+    with path.open("a") as file:
+        file.write('{"index": 5, "quest')  # what a crash leaves behind
+
+    monkeypatch.setattr(Runner, "run", lambda self, chunk: (seen.append(chunk[0].index), run(self, chunk))[1])
+    resumed = quiet("truthfulqa_mc", rows, lora, tokenizer, **settings)
+    assert seen == list(range(8))  # nothing twice, nothing left out
+    assert resumed.records == whole.records
+    assert resumed.results == whole.results
+    again = quiet("truthfulqa_mc", rows, lora, tokenizer, **settings)
+    assert (len(seen), again.tokens) == (8, 0)
+
+    with pytest.raises(ValueError, match=r"made with other settings \(systems\)"):
+        quiet("truthfulqa_mc", rows, lora, tokenizer, **{**settings, "mu": 0.6})
+    with pytest.raises(ValueError, match=r"other settings \(data\)"):
+        quiet("truthfulqa_mc", truthful_rows(14, seed=1), lora, tokenizer, **settings)
+    path.write_text(path.read_text().replace('{"index": 3', "{3", 1))
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 5: not a record"):
+        quiet("truthfulqa_mc", rows, lora, tokenizer, **settings)
+
+
+def test_a_resumed_run_samples_the_same_answers(lora, tokenizer, tmp_path, monkeypatch):
+    rows = commonsense_rows(10)
+    settings = {"mu": 0.5, "decodings": ["top-p"], "batch_size": 4, "max_new_tokens": 6}
+    whole = quiet("arc_easy", rows, lora, tokenizer, **settings)
+    quiet("arc_easy", rows, lora, tokenizer, **settings, output=tmp_path)
+    path = tmp_path / "records.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:6]))  # one batch and a part of the second
+    resumed = quiet("arc_easy", rows, lora, tokenizer, **settings, output=tmp_path)
+    assert resumed.records == whole.records
+    other = quiet("arc_easy", rows, lora, tokenizer, **settings, seed=1)
+    assert [r["answers"] for r in other.records] != [r["answers"] for r in whole.records]
+
+
+def test_several_decodings_in_one_run(lora, tokenizer):
+    report = quiet(
+        "boolq", commonsense_rows(6), lora, tokenizer, mu=0.5, decodings=["greedy", "beam"], max_new_tokens=5
+    )
+    assert {"warm start, greedy", "warm start, beam", "SVDecode (mu = 0.5), beam"} <= set(report.systems)
+    assert "the same decoding" in report.baseline
+    assert set(report.comparisons["accuracy"]) == {name for name in report.systems if not name.startswith("warm")}
+
+
+def test_generated_answers_are_the_models(lora, tokenizer):
+    from tiny import stateless
+
+    rows = commonsense_rows(5)
+    report = quiet("arc_easy", rows, lora, tokenizer, mu=0.8, max_new_tokens=4, batch_size=3)
+    for row, record in zip(rows, report.records, strict=True):
+        ids = tokenizer(row["instruction"] + "\n", return_tensors="pt").input_ids
+        ways = {
+            "pre-trained": lambda pre, ft: pre.argmax(-1),
+            "warm start": lambda pre, ft: ft.argmax(-1),
+            "SVDecode (mu = 0.8)": lambda pre, ft: svdecode.fused_steer(pre, ft, 0.8).logprobs.argmax(-1),
+        }
+        for name, choose in ways.items():
+            tokens = stateless(lora, ids, torch.ones_like(ids), 4, choose)[0, ids.shape[1] :]
+            assert record["answers"][name] == tokenizer.decode(tokens, skip_special_tokens=True).strip(), name
+
+
+def test_nll_of_texts_and_of_pairs(lora, tokenizer, tmp_path):
+    import random
+
+    text = tmp_path / "words.txt"
+    words = phrase(random.Random(0), 700, 700)
+    text.write_text(words)
+    report = quiet("nll", text, lora, tokenizer, mu=0.5, batch_size=1)
+    assert [record["weight"] for record in report.records] == [127] * 5 + [59]  # windows of 128: what the model takes
+    ids = tokenizer(words).input_ids[640:]
+    expected = total_nll(lora, ids[:1], ids[1:], lambda pre, ft: ft.log_softmax(-1)) / 59
+    assert report.records[5]["values"]["warm start"]["NLL"] == pytest.approx(expected, rel=1e-4)
+    means = [r["values"]["warm start"]["NLL"] for r in report.records]
+    assert report.results["NLL"]["warm start"]["mean"] == pytest.approx((127 * sum(means[:5]) + 59 * means[5]) / 694)
+    assert "perplexity" in report.markdown()
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "what is w1 ?", "completion": " w2 w3"}\n{"prompt": "w5", "completion": "w6"}\n')
+    found = quiet("nll", pairs, lora, tokenizer, mu=0.5).records
+    prompt, answer = tokenizer("what is w1 ?").input_ids, [*tokenizer("w2 w3").input_ids, tokenizer.eos_token_id]
+    expected = total_nll(lora, prompt, answer, lambda pre, ft: ft.log_softmax(-1)) / 3
+    assert found[0]["values"]["warm start"]["NLL"] == pytest.approx(expected, rel=1e-4)
+    assert [r["weight"] for r in found] == [3, 2]
+
+
+@pytest.fixture(scope="module")
+def folders(tokenizer, tmp_path_factory):
+    """(model folder, folder with an adapter and checkpoints step-1 and step-2, each calibrated)."""
+    base = tmp_path_factory.mktemp("model")
+    tokenizer.save_pretrained(base)
+    tiny_llama().save_pretrained(base)
+    adapters = tmp_path_factory.mktemp("adapter")
+    for place, scale in ((adapters, 1.0), (adapters / "step-1", 0.3), (adapters / "step-2", 0.6)):
+        model = tiny_lora()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(scale)
+        model.save_pretrained(place)
+        calibration(model, tokenizer).save_pretrained(place)
+    return base, adapters
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    program = [sys.executable, "-c", APP, "eval", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+
+
+def here(*arguments) -> None:
+    """The command in this process, which saves the imports: what it prints, and its ValueErrors as they are."""
+    import typer
+
+    from svdecode.commands.evaluate import evaluate as eval_command
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(eval_command)
+    app(list(map(str, arguments)), standalone_mode=False)
+
+
+def test_the_command(folders, tmp_path, capsys):
+    base, adapter = folders
+    data = write_truthful(tmp_path / "t.csv", 10)
+    shared = ("--task", "truthfulqa_mc", "--data", data, "--model", base, "--adapter", adapter, "--limit", 3)
+    first = command(*shared, "--output", tmp_path / "out", "--json")
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert report["questions"] == 3
+    assert "SVDecode (mean)" in report["results"]["MC1"]
+    assert "tokens/s" in first.stderr
+    here(*shared, "--output", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "warm start" in printed.out
+    assert "no gain is shown" in printed.out
+    assert "question/s" not in printed.err  # all of it was done
+
+
+def test_gain_over_warm_start_steps(folders, tokenizer, tmp_path, capsys):
+    base, adapter = folders
+    test, held = (
+        write_json(tmp_path / "t.json", commonsense_rows(9)),
+        write_json(tmp_path / "c.json", commonsense_rows(9, 5)),
+    )
+    shared = ("--task", "arc_easy", "--score", "choices", "--data", test, "--model", base, "--steps", adapter)
+    here(*shared, "--calibration-data", held, "--output", tmp_path / "out", "--json")
+    rows = json.loads(capsys.readouterr().out)["steps"]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["nll"]["warm start"] != rows[1]["nll"]["warm start"]
+    assert {"steps.json", "steps.md", "steps.png", "step-1", "step-2"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+    second = PeftModel.from_pretrained(tiny_llama(), adapter / "step-2")  # alone, without step-1 loaded before it
+    alone = evaluate_steps(
+        "arc_easy", test, adapter, lambda folder: PeftModel.from_pretrained(tiny_llama(), folder), tokenizer,
+        calibration_data=held, score="choices", progress=False,
+    )  # fmt: skip
+    for one, other in zip(rows, alone, strict=True):
+        assert one["mu"] == pytest.approx(other["mu"], rel=1e-4)
+        assert one["nll"] == pytest.approx(other["nll"], rel=1e-4)
+    report = quiet("arc_easy", test, second, tokenizer, score="choices", mu=alone[1]["mu"])
+    assert rows[1]["metric"]["warm start"]["mean"] == report.results["accuracy"]["warm start"]["mean"]
+    with pytest.raises(ValueError, match="calibration questions are test questions too"):
+        here(*shared, "--calibration-data", test)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+PartialState(cpu=True)  # gloo, also where there is a GPU
+from svdecode import Calibration, distributed
+from svdecode.evaluation import evaluate
+from svdecode.loading import load_adapter, load_model
+assert distributed.rank_and_size()[1] == 2
+base, adapter, folder = map(Path, sys.argv[1:])
+model, tokenizer = load_model(str(base))
+model = load_adapter(model, adapter)
+for task, data in (("truthfulqa_mc", "t.csv"), ("arc_easy", "c.json")):
+    mu = Calibration.from_pretrained(adapter)
+    evaluate(task, folder / data, model, tokenizer, mu=mu, batch_size=2, max_new_tokens=4, 
+             decodings=["top-p" if task == "arc_easy" else "greedy"], output=folder / f"two-{task}", progress=False)
+"""
+
+
+def test_two_processes_find_what_one_does(folders, tmp_path, tokenizer):
+    base, adapter = folders
+    write_truthful(tmp_path / "t.csv", 13)
+    write_json(tmp_path / "c.json", commonsense_rows(7))
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ran = subprocess.run(
+        [*launch, str(tmp_path / "worker.py"), str(base), str(adapter), str(tmp_path)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    model = load_adapter(load_model(str(base))[0], adapter)
+    mu = svdecode.Calibration.from_pretrained(adapter)
+    for task, data, decoding in (("truthfulqa_mc", "t.csv", "greedy"), ("arc_easy", "c.json", "top-p")):
+        one, two = tmp_path / f"one-{task}", tmp_path / f"two-{task}"
+        settings = {"mu": mu, "batch_size": 2, "max_new_tokens": 4, "decodings": [decoding], "output": one}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the workers have: sums in the same order
+        quiet(task, tmp_path / data, model, tokenizer, **settings)
+        torch.set_num_threads(threads)
+        assert not list(two.glob("records.rank*"))
+        assert len((two / "records.jsonl").read_text().splitlines()) == 8
+        assert (two / "records.jsonl").read_text() == (one / "records.jsonl").read_text()
+        assert json.loads((two / "results.json").read_text())["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "nonsense", "--data", "{csv}"], "task must be one of"),
+        (["--task", "truthfulqa_mc", "--data", "missing.csv"], "missing.csv is not a file"),
+        (["--task", "truthfulqa_mc", "--data", "{json}"], "no 'question'"),
+        (["--task", "arc_easy", "--data", "{csv}"], "no 'instruction'"),
+        (["--task", "arc_easy", "--data", "{broken}"], "line 1: not JSON"),
+        (["--task", "arc_easy", "--data", "{empty}"], "is empty"),
+        (["--task", "truthfulqa_mc", "--data", "{few}"], "no question left"),
+        (["--task", "truthfulqa_mc", "--data", "nobody/no-such-dataset"], "neither a file nor a dataset"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--limit", "0"], "limit must be a positive integer"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--mu", "1"], "need --adapter"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--adapter", "{bare}"], "svdecode.json is missing"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--adapter", "{adapter}", "--penalty", "-inf"], "penalty must be fin"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--adapter", "{adapter}", "--alpha", "0.3"], "calibrated with alpha"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--adapter", "{adapter}", "--estimator", "best"], "estimators must"),
+        (["--task", "truthfulqa_mc", "--data", "{csv}", "--decoding", "beam"], "decoding is for generated answers"),
+        (["--task", "arc_easy", "--data", "{json}", "--decoding", "worst"], "decoding must be one of"),
+        (["--task", "arc_easy", "--data", "{json}", "--score", "guess"], "score must be one of"),
+        (["--task", "nll", "--data", "{csv}", "--score", "choices"], "score is for the commonsense tasks"),
+        (["--task", "arc_easy", "--data", "{json}", "--few-shot", "{csv}"], "few_shot is for the TruthfulQA"),
+        (["--task", "arc_easy", "--data", "{json}", "--judge-model", "x"], "a judge is for truthfulqa_gen"),
+        (["--task", "arc_easy", "--data", "{json}", "--steps", "{adapter}"], "needs --calibration-data"),
+        (["--task", "arc_easy", "--data", "{json}", "--steps", "{bare}", "--calibration-data", "{json}"], "no checkpoint"),
+        (["--task", "truthfulqa_gen", "--data", "{csv}", "--judge-url", "http://x"], "needs judge-model"),
+        (["--task", "truthfulqa_gen", "--data", "{csv}", "--judge-url", "ftp://x", "--judge-model", "m"], "must start with"),
+        (["--task", "truthfulqa_gen", "--data", "{csv}", "--judge-url", "http://x", "--judge-model", "m",
+          "--judge-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(arguments, words, folders, tmp_path, monkeypatch, capsys):
+    """In this process, through the same app as the command's: status 2 and the sentence are `main`'s (test_the_command)."""
+    base, adapter = folders
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "broken.json").write_text("{")
+    places = {
+        "csv": write_truthful(tmp_path / "t.csv", 9), "json": write_json(tmp_path / "c.json", commonsense_rows(6)),
+        "few": write_truthful(tmp_path / "few.csv", 5), "empty": write_json(tmp_path / "empty.json", []),
+        "broken": tmp_path / "broken.json", "bare": tmp_path / "bare", "adapter": adapter,
+    }  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(tmp_path.rglob("*"))
+    filled = [*(a.format(**places) for a in arguments), "--model", str(base), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        here(*filled)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was written
+
+
+def test_status_2_and_one_line():
+    failed = command("--task", "arc_easy", "--data", "missing.json")
+    assert failed.returncode == 2
+    assert failed.stderr.strip().splitlines() == ["svdecode: missing.json is not a file"]
+    assert failed.stdout == ""
+
+
+def test_rows_from_every_kind_of_file(tmp_path):
+    rows = truthful_rows(3)
+    csv = read_rows(write_truthful(tmp_path / "t.csv", 3))
+    assert csv == read_rows(write_json(tmp_path / "t.json", rows)) == read_rows(rows)
+    lines = tmp_path / "t.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    assert read_rows(lines) == csv
+    assert csv[0]["best_answer"] == rows[0]["Best Answer"]
+    (tmp_path / "quoted.csv").write_text('text,n\n"two\nlines\u2028here",1\n')
+    assert read_rows(tmp_path / "quoted.csv") == [{"text": "two\nlines\u2028here", "n": "1"}]
+    (tmp_path / "ragged.csv").write_text("a,b\n1,2\n1\n")
+    with pytest.raises(ValueError, match=r"ragged\.csv, row 2: not as many values"):
+        read_rows(tmp_path / "ragged.csv")
+
+
+def test_the_speed_of_a_shared_prompt_is_measured_on_equal_scores(lora, tokenizer):
+    from svdecode.evaluation.speed import shared_prompt_speed
+
+    found = shared_prompt_speed(truthful_rows(12), lora, tokenizer, limit=None)
+    assert found["questions"] == 6
+    assert found["largest_difference"] < 1e-4
+    assert found["shared_tokens"] * 3 < found["anew_tokens"]
+    assert found["factor"] == pytest.approx(found["anew_seconds"] / found["shared_seconds"])

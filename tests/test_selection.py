@@ -1,0 +1,178 @@
+"""Settings by a task's metric against brute force, and `svdecode calibrate` on the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from test_demo import examples, run, tiny_model  # noqa: F401  (fixtures)
+from tiny import tiny_lora, two_model_logits
+
+import svdecode
+from svdecode import selection
+from svdecode.commands.calibrate import calibrate as calibrate_command
+from svdecode.selection import METRICS, Grid, Metric, Scores, Setting, select_settings
+
+GRID = Grid(mus=(0.5, 2.0), alphas=(0.05, 0.3), penalties=(0.0, -1.0))
+
+
+@pytest.fixture(scope="module")
+def lora():
+    return tiny_lora()
+
+
+def batches(count=3):
+    torch.manual_seed(2)
+    out = []
+    for _ in range(count):
+        ids = torch.randint(3, 97, (4, 10))
+        labels = ids.clone()
+        labels[:, :4] = -100
+        out.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    return out
+
+
+def test_nll_of_every_setting(lora):
+    data = batches()
+    found = select_settings(lora, data, "nll", grid=GRID, progress=False)
+    assert len(found["table"]) == 1 + 2 * 2 * 2 * 2
+    assert found["num_sequences"] == 12
+    logits = [two_model_logits(lora, batch["input_ids"], batch["attention_mask"]) for batch in data]
+    for row in found["table"]:
+        total = 0.0
+        for batch, (pre, ft) in zip(data, logits, strict=True):
+            settings = {name: row[name] for name in ("alpha", "penalty", "direction")}
+            out = svdecode.fused_steer(pre[:, :-1], ft[:, :-1], row["mu"], **settings)
+            labels = batch["labels"][:, 1:]
+            logprobs = out.logprobs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+            total += logprobs[labels != -100].double().sum().item()
+        assert row["score"] == pytest.approx(total / (3 * 4 * 6), rel=1e-4), row
+    assert found["best"]["score"] == max(row["score"] for row in found["table"])
+    warm = found["table"][0]
+    assert (warm["mu"], warm["gain"]) == (0.0, 0.0)
+    assert all(row["gain"] == pytest.approx(row["score"] - warm["score"]) for row in found["table"])
+    assert all(low <= row["gain"] <= high for row in found["table"] for low, high in [row["interval"]])
+
+
+def planted(values: torch.Tensor, monkeypatch) -> dict:
+    """The selection from given scores (settings, S)."""
+    grid = Grid(mus=(1.0, 2.0), alphas=(0.1,), penalties=(0.0,), directions=("kl",))
+    monkeypatch.setitem(METRICS, "planted", Metric(lambda *_: Scores(values, torch.ones(values.shape[1])), grid, "m"))
+    return select_settings(tiny_lora(), [{}], "planted", progress=False)
+
+
+def test_the_choice_is_judged_where_it_was_not_made(monkeypatch):
+    torch.manual_seed(0)
+    noise = torch.rand(3, 40).double()
+    chance = planted(noise, monkeypatch)
+    assert chance["best"]["gain"] >= chance["cross_fitted"]["gain"]
+    assert chance["cross_fitted"]["interval"][0] <= 0 <= chance["cross_fitted"]["interval"][1]
+    noise[2] += 2
+    real = planted(noise, monkeypatch)
+    assert real["best"]["mu"] == 2.0
+    assert real["cross_fitted"]["gain"] == pytest.approx(real["best"]["gain"])
+    assert real["cross_fitted"]["interval"][0] > 1
+    same = planted(torch.ones(3, 40).double(), monkeypatch)
+    assert same["best"]["mu"] == 0.0  # no steering where nothing is gained by it
+
+
+def test_a_calibration_keeps_what_was_selected(lora, monkeypatch, tmp_path):
+    monkeypatch.setitem(METRICS, "nll", METRICS["nll"]._replace(grid=Grid((4.0,), (0.3,), (-1.0,), ("log_ratio",))))
+    values = torch.tensor([[0.0], [1.0]]).double().expand(2, 12)
+    monkeypatch.setitem(METRICS, "nll", METRICS["nll"]._replace(score=lambda *_: Scores(values, torch.ones(12))))
+    cal = svdecode.calibrate(lora, batches(), select="nll", progress=False)
+    assert (cal.mu, cal.alpha, cal.penalty, cal.direction) == (4.0, 0.3, -1.0, "log_ratio")
+    assert (cal.estimator, cal.estimates["selected"]) == ("selected", 4.0)
+    cal.save_pretrained(tmp_path)
+    again = svdecode.Calibration.from_pretrained(tmp_path)
+    assert (again.mu, again.penalty, again.selection) == (cal.mu, cal.penalty, cal.selection)
+    again.check(lora, 0.3, "log_ratio", -1.0)
+    with pytest.raises(ValueError, match=r"selected with penalty=-1\.0"):
+        again.check(lora, 0.3, "log_ratio", -math.inf)
+    cal.penalty = -math.inf
+    cal.save_pretrained(tmp_path)
+    assert svdecode.Calibration.from_pretrained(tmp_path).penalty == -math.inf
+    assert "Infinity" not in (tmp_path / "svdecode.json").read_text()
+
+
+def test_what_is_refused(lora):
+    with pytest.raises(ValueError, match="select must be one of nll, exact_match"):
+        svdecode.calibrate(lora, batches(), select="bleu", progress=False)
+    with pytest.raises(ValueError, match="data must be a list or a Dataset"):
+        svdecode.calibrate(lora, iter(batches()), select="nll", progress=False)
+    with pytest.raises(ValueError, match="data is empty"):
+        svdecode.calibrate(lora, [], select="nll", progress=False)
+    with pytest.raises(ValueError, match="texts with prompt and completion"):
+        svdecode.calibrate(lora, batches(), select="exact_match", progress=False)
+
+
+def test_exact_match_of_every_setting(tiny_model, monkeypatch):  # noqa: F811
+    """Each setting's answers are those of a model steered with it."""
+    from peft import LoraConfig, get_peft_model
+    from tiny import randomise
+
+    from svdecode.loading import load_model
+
+    base, tokenizer = load_model(str(tiny_model))
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(3)
+    randomise(model)
+    model.eval()
+    strong = Setting(4.0, 0.3, 0.0, "log_ratio")
+    steered = svdecode.steer(model, **strong._asdict())
+    data = []
+    for i in range(12):
+        ids = tokenizer(f"what is w{i} ?", return_tensors="pt").input_ids
+        answer = svdecode.generate(steered, ids, max_new_tokens=3)[0, ids.shape[1] :]
+        data.append({"prompt": f"what is w{i} ?", "completion": tokenizer.decode(answer, skip_special_tokens=True)})
+    grid = Grid(mus=(4.0,), alphas=(0.3,), penalties=(0.0,), directions=("log_ratio",))
+    monkeypatch.setattr(selection, "LONGEST_ANSWER", 3)
+    found = select_settings(model, data, "exact_match", tokenizer=tokenizer, batch_size=5, grid=grid, progress=False)
+    assert [row["mu"] for row in found["table"]] == [0.0, 4.0]
+    assert found["table"][1]["score"] == 1.0
+    assert found["table"][0]["score"] < 1.0
+    assert found["best"]["mu"] == 4.0
+
+
+def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811
+    adapter, shared = tmp_path / "adapter", ("--model", tiny_model, "--data", examples)
+    trained = run(
+        "warmstart", *shared, "--output", adapter, "--learning-rate", "1e-2", "--split", "--fractions", "0.5/0.3/0.2"
+    )
+    assert trained.returncode == 0, trained.stderr
+    common = ("calibrate", *shared, "--adapter", adapter)
+    first = run(*common)
+    assert first.returncode == 0, first.stderr
+    assert "12 sequences" in " ".join(first.stdout.split())  # the calibration split
+    assert "by cross-fitting" in first.stdout
+    assert "tokens/s" in first.stderr
+    assert (adapter / "svdecode-calibration.png").read_bytes()[:4] == b"\x89PNG"
+    report = (adapter / "svdecode-calibration.md").read_text()
+    assert "](svdecode-calibration.png)" in report
+
+    second = run(
+        *common, "--json", "--held-out", examples, "--split", "all", "--select", "nll", "--estimator", "newton"
+    )
+    assert second.returncode == 0, second.stderr
+    values = json.loads(second.stdout)
+    saved = json.loads((adapter / "svdecode.json").read_text())
+    assert saved.pop("schema") == 2
+    saved.pop("tokens_sha256")
+    assert values == saved
+    assert values["num_sequences"] == 40
+    assert set(values["gains"]) == {"calibration", "held_out"}
+    assert "## Selection by nll" in (adapter / "svdecode-calibration.md").read_text()
+
+    before = {path.name: path.read_bytes() for path in adapter.glob("svdecode*")}
+    for options, words in (
+        ({"select": "bleu"}, "select must be one of"),
+        ({"estimator": "best"}, "estimator must be one of"),
+        ({"held_out": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"split": "training"}, "must be one of train, calibration, test"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            calibrate_command(data=str(examples), adapter=adapter, model=str(tiny_model), **options)
+    assert {path.name: path.read_bytes() for path in adapter.glob("svdecode*")} == before
