@@ -29,10 +29,11 @@ _POINTS = 81
 
 
 def load_pyplot():
+    """matplotlib.pyplot without a window; ImportError names the extra."""
     try:
         import matplotlib
     except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'svdecode[demo]'") from None
+        raise ImportError("plots need matplotlib: pip install 'svdecode[train]'") from None
     matplotlib.use("Agg", force=False)
     from matplotlib import pyplot
 

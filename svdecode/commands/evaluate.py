@@ -28,6 +28,12 @@ def evaluate(
     ],
     model: ModelOption = None,
     adapter: AdapterOption = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="train, calibration, test or all; left out: test where the warm start has splits."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="The first so many questions alone.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for records, table and figure; a run goes on there.")
@@ -82,6 +88,7 @@ def evaluate(
 ) -> None:
     """Compare pre-trained, warm start, SVDecode and its ablations on a task, with paired intervals."""
     from svdecode.evaluation.judge import make_judge
+    from svdecode.evaluation.parts import part_of
     from svdecode.evaluation.sources import read_rows
     from svdecode.evaluation.tasks import find_task
 
@@ -90,9 +97,12 @@ def evaluate(
         raise ValueError(f"a judge is for truthfulqa_gen, not for {task}")
     rows = read_rows(data)
     shots = None if few_shot is None else read_rows(few_shot)
-    chosen.questions(rows, shots)
     calibration_rows = None if calibration_data is None else read_rows(calibration_data)
     _check_strength(adapter, mu, calibration_data, steps)
+    rows = part_of(rows, adapter or steps, "test", split)
+    chosen.questions(rows, shots)
+    if calibration_rows is not None:
+        calibration_rows = part_of(calibration_rows, adapter or steps, "calibration")
     quiet()
     judge = make_judge(judge_url, judge_model, judge_key_env)
     shared = {
