@@ -11,6 +11,9 @@ from tiny import EOS, PAD
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import svdecode
+from svdecode.evaluation import evaluate
+
 LABELS = ("answer1", "answer2", "answer3")
 _SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 _KNOWN = ["Q", "A", ":", ".", "what", "is", "?", "pick", "the", "correct", "yes", "no", "true", "false", *LABELS]
@@ -68,16 +71,11 @@ def write_json(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-APP = """
-import sys, typer
-from svdecode.commands.evaluate import evaluate
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command("eval")(evaluate)
-app.callback()(lambda: None)
-try:
-    app()
-except (ValueError, ImportError) as error:
-    print(f"svdecode: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(2)
-"""
-"""The command as `svdecode.cli` registers it."""
+def quiet(task, data, model, tokenizer, **settings):
+    """`evaluate` without a bar."""
+    return evaluate(task, data, model, tokenizer, progress=False, **settings)
+
+
+def calibration(model, tokenizer):
+    rows = [{"prompt": f"what is w{i} ?", "completion": f" w{(7 * i) % 50} w{i}"} for i in range(30)]
+    return svdecode.calibrate(model, rows, tokenizer=tokenizer, progress=False)
