@@ -14,6 +14,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torc
     cd tests
     python3 -m pytest -q test_gpu.py test_fused_steer.py test_optimal_strength.py test_steered_nll.py \
         test_steering_vector.py test_steer_sample.py test_backward.py test_properties.py test_compiled.py
+    python3 -m pytest -q test_generate.py test_lazy.py test_recipes.py
     # a wrong address in the kernels shows here, where the machine has the tool
     if command -v compute-sanitizer > /dev/null; then
         compute-sanitizer --error-exitcode 1 python3 -m pytest -q test_fused_steer.py -k 'edges and plain or strided'
@@ -23,4 +24,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torc
 card=$(python3 -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 result="bench/results/$card-$(date +%Y-%m-%d).json"
 python3 bench/operators.py --device cuda --budget 240 --output "$result"
+for adapter in lora pretrained; do
+    python3 bench/decoding.py --adapter $adapter --dtype bfloat16 --json "bench/results/$card-decoding-$adapter-$(date +%Y-%m-%d).json"
+done
 python3 bench/report.py "$result" --png "${result%.json}.png" || python3 bench/report.py "$result"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from svdecode.decoding_state import DecodingState
-from svdecode.ops import fused_steer
 
 
 def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, pad: int) -> Tensor:
@@ -38,16 +37,7 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
         pre, ft = state.next_logits()
         # The one (B x beams, V) result of the loop, in the same memory at every step.
         logprobs = None if logprobs is None or logprobs.shape != ft.shape else logprobs
-        logprobs = fused_steer(
-            pre,
-            ft,
-            steered.mu,
-            alpha=steered.alpha,
-            penalty=steered.penalty,
-            direction=steered.direction,
-            return_kl=False,
-            out=logprobs,
-        ).logprobs
+        logprobs = steered.steered_logprobs(pre, ft, out=logprobs)
         beams = scores.shape[1]
         total = (logprobs.view(batch, beams, -1) + scores[..., None]).flatten(1)
         best, where = total.topk(min(keep, total.shape[1]))

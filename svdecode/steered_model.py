@@ -21,11 +21,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from svdecode.caches import check_empty, companion_of, extend
 from svdecode.lagging import LaggingCache
 from svdecode.ops import fused_steer
+from svdecode.own_prompt import OWN_ARGUMENTS, with_own_prompt
 from svdecode.paired_layers import PairedLayers
 from svdecode.virtual_tokens import VirtualTokens
 
 _ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
-_OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
 
 
 class SteeredModel:
@@ -67,6 +67,11 @@ class SteeredModel:
         """As `pair_logits`, but in lazy mode a row whose kept sets have one token each has the adapted logits twice."""
         return self._pair(inputs, lazily=self.mode == "lazy" and self.penalty == -math.inf)
 
+    def steered_logprobs(self, pre: Tensor, ft: Tensor, out: Tensor | None = None) -> Tensor:
+        """(..., V) float32 log-probs of the steered distribution, in `out` where it is given."""
+        settings = {"alpha": self.alpha, "penalty": self.penalty, "direction": self.direction}
+        return fused_steer(pre, ft, self.mu, **settings, return_kl=False, out=out).logprobs
+
     def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
         """The model's own `generate()`, from the steered distribution."""
         ids = inputs if inputs is not None else keywords.get("input_ids")
@@ -82,11 +87,11 @@ class SteeredModel:
 
     def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
         inputs["return_dict"] = True
-        own = {name: inputs.pop(name, None) for name in _OWN_ARGUMENTS}
+        own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
         length = _rows(inputs).shape[1]
         with self._only_here():
             cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
-            other = inputs if own["pretrained_input_ids"] is None else _with_own_prompt(inputs, **own)
+            other = inputs if own["pretrained_input_ids"] is None else with_own_prompt(inputs, **own)
             if self.mode == "paired":
                 pre, ft, output = self._one_doubled_forward(other, inputs, length)
             else:
@@ -244,38 +249,12 @@ def _combined(ft: Tensor, others: list[Tensor]) -> Tensor:
     return others[0] if len(others) == 1 else ft.float() - (others[0].float() - others[1].float())
 
 
-def _with_own_prompt(
-    inputs: dict[str, object], pretrained_input_ids: Tensor, pretrained_attention_mask: Tensor | None
-) -> dict[str, object]:
-    """The inputs of a forward for the pre-trained model, which has a prompt of its own and the same continuation.
-
-    `inputs`, the adapted model's, get an attention mask if they had none (generate() drops one that hides nothing).
-    """
-    ids, cache, prompt = inputs["input_ids"], inputs.get("past_key_values"), pretrained_input_ids
-    past = 0 if cache is None else int(cache.get_seq_length())
-    own = max(prompt.shape[1] - past, 0)
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        mask = inputs["attention_mask"] = ids.new_ones(ids.shape[0], past + ids.shape[1])
-    prompt_mask = (
-        mask.new_ones(prompt.shape) if pretrained_attention_mask is None else pretrained_attention_mask.to(mask)
-    )
-    mask = torch.cat([prompt_mask[:, : mask.shape[1]], mask[:, prompt.shape[1] :]], 1)
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return {
-        **inputs,
-        "input_ids": torch.cat([prompt[:, past : past + ids.shape[1]], ids[:, own:]], 1),
-        "attention_mask": mask,
-        "position_ids": positions[:, past : past + ids.shape[1]],
-    }
-
-
 def _forward_of(cls: type[PreTrainedModel]):
     """A forward with the signature of the model's own, which generate() inspects, and the two arguments of ours."""
     signature = inspect.signature(cls.forward)
     parameters = list(signature.parameters.values())
     rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _OWN_ARGUMENTS]
+    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in OWN_ARGUMENTS]
     at = len(parameters) - (rest is not None)
     signature = signature.replace(parameters=[*parameters[:at], *ours, *parameters[at:]])
 
@@ -287,15 +266,7 @@ def _forward_of(cls: type[PreTrainedModel]):
         labels = inputs.pop("labels", None)
         as_tuple = inputs.get("return_dict") is False
         pre, ft, output = self.logits_to_steer(**inputs)
-        output["logits"] = fused_steer(
-            pre,
-            ft,
-            self.mu,
-            alpha=self.alpha,
-            penalty=self.penalty,
-            direction=self.direction,
-            return_kl=False,
-        ).logprobs
+        output["logits"] = self.steered_logprobs(pre, ft)
         if labels is not None:
             output["loss"] = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1])
         return output.to_tuple() if as_tuple else output
