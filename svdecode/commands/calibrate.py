@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from svdecode.commands.options import JsonOption, ModelOption, quiet
+from svdecode.commands.options import DeviceMapOption, JsonOption, ModelOption, quiet
 
 if TYPE_CHECKING:
     from svdecode.calibration import Calibration
@@ -25,6 +25,7 @@ def calibrate(
     ],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the adapter; svdecode.json is written there.")],
     model: ModelOption = None,
+    device_map: DeviceMapOption = None,
     held_out: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +64,7 @@ def calibrate(
     from svdecode.distributed import is_main, wait
     from svdecode.loading import load_adapter, load_model
 
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, device_map)
     found = estimate(
         load_adapter(base, adapter),
         examples,

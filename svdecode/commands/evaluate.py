@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from svdecode.commands.options import AdapterOption, JsonOption, ModelOption, quiet
+from svdecode.commands.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet
 
 
 def evaluate(
@@ -27,6 +27,7 @@ def evaluate(
         typer.Option("--data", help="CSV, JSON, JSONL or text file, or a Hugging Face dataset NAME[:CONFIG][:SPLIT]."),
     ],
     model: ModelOption = None,
+    device_map: DeviceMapOption = None,
     adapter: AdapterOption = None,
     split: Annotated[
         str | None,
@@ -111,9 +112,9 @@ def evaluate(
         "judge": judge, "verdicts": verdicts, "output": output,
     }  # fmt: skip
     if steps is not None:
-        _steps(task, rows, steps, model, calibration_rows, 0.1 if alpha is None else alpha, shared, as_json)
+        _steps(task, rows, steps, model, device_map, calibration_rows, 0.1 if alpha is None else alpha, shared, as_json)
     else:
-        _once(task, rows, model, adapter, mu, alpha, estimator, calibration_rows, shared, as_json)
+        _once(task, rows, model, device_map, adapter, mu, alpha, estimator, calibration_rows, shared, as_json)
 
 
 def _check_strength(adapter: Path | None, mu: float | None, calibration_data: str | None, steps: Path | None) -> None:
@@ -135,7 +136,7 @@ def _check_strength(adapter: Path | None, mu: float | None, calibration_data: st
         raise ValueError("pass --mu or --calibration-data, not both")
 
 
-def _once(task, rows, model, adapter, mu, alpha, estimator, calibration_rows, shared, as_json) -> None:
+def _once(task, rows, model, device_map, adapter, mu, alpha, estimator, calibration_rows, shared, as_json) -> None:
     from svdecode import distributed
     from svdecode.calibration import Calibration
     from svdecode.evaluation.run import evaluate as run
@@ -144,7 +145,7 @@ def _once(task, rows, model, adapter, mu, alpha, estimator, calibration_rows, sh
 
     own = adapter is not None and mu is None and calibration_rows is None
     strength = Calibration.from_pretrained(adapter) if own else mu
-    loaded, tokenizer = load_model(model)
+    loaded, tokenizer = load_model(model, device_map)
     log_ratio_mu = None
     if adapter is not None:
         loaded = load_adapter(loaded, adapter)
@@ -179,13 +180,13 @@ def _once(task, rows, model, adapter, mu, alpha, estimator, calibration_rows, sh
         )
 
 
-def _steps(task, rows, steps, model, calibration_rows, alpha, shared, as_json) -> None:
+def _steps(task, rows, steps, model, device_map, calibration_rows, alpha, shared, as_json) -> None:
     from svdecode import distributed
     from svdecode.evaluation.steps import evaluate_steps, steps_table
     from svdecode.evaluation.tasks import find_task
     from svdecode.loading import BUNDLED_NAME, load_adapter, load_model
 
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, device_map)
 
     adapted = None
 

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from svdecode.commands.options import ModelOption, quiet
+from svdecode.commands.options import DeviceMapOption, ModelOption, quiet
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")],
     model: ModelOption = None,
+    device_map: DeviceMapOption = None,
     mu: Annotated[float | None, typer.Option(help="Strength; left out: the calibration beside the adapter.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -32,7 +33,7 @@ def generate(
     from svdecode.loading import load_adapter, load_model
     from svdecode.steering import steer
 
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, device_map)
     settings = {} if mu is not None else {"alpha": strength.alpha, "direction": strength.direction}
     if mu is None and strength.penalty is not None:
         settings["penalty"] = strength.penalty

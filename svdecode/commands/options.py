@@ -10,6 +10,9 @@ import typer
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Folder or hub name; left out: SmolLM2-135M-Instruct.")
 ]
+DeviceMapOption = Annotated[
+    str | None, typer.Option("--device-map", help="auto, balanced or sequential: spread --model over several cards.")
+]
 AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="Folder of a PEFT adapter.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from svdecode.commands.options import JsonOption, ModelOption, quiet
+from svdecode.commands.options import DeviceMapOption, JsonOption, ModelOption, quiet
 
 _PAPER = "left out: the paper's"
 
@@ -24,6 +24,7 @@ def warmstart(
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the adapter and its records.")],
     model: ModelOption = None,
+    device_map: DeviceMapOption = None,
     method: Annotated[
         str,
         typer.Option(
@@ -99,7 +100,7 @@ def warmstart(
     load_pyplot()  # a missing matplotlib is said before the training, not after
     examples = read_examples(data)
     splits = _splits(examples, data, fractions if split else None, split_seed)
-    base, tokenizer = load_model(model)
+    base, tokenizer = load_model(model, device_map)
     train(
         base,
         tokenizer,
