@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
@@ -27,7 +27,7 @@ def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
     """The transformers model inside a PeftModel, or the model itself."""
     if isinstance(model, PeftModel):
         model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise TypeError(
             f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"
         )
@@ -44,27 +44,36 @@ def is_prompt_learning(model: PeftModel) -> bool:
     return model.active_peft_config.is_prompt_learning
 
 
+def active_configs(model: object) -> list[PeftConfig]:
+    """The configs of a model's active adapters, which peft or transformers put into it."""
+    known = getattr(model, "peft_config", None)
+    if not known:
+        return []
+    names = model.active_adapters
+    names = names() if callable(names) else names  # a property of peft, a method of transformers
+    return [known[name] for name in names if name in known]
+
+
 def check_adapter(model: object) -> None:
     """Raise ValueError unless the pre-trained model can be recovered from `model` exactly."""
-    if not isinstance(model, PeftModel):
-        layers = adapter_layers(model) if isinstance(model, nn.Module) else []
-        if not layers:
-            raise ValueError("model has no adapter: pass a PeftModel, or the pre-trained model as pretrained=")
-    else:
-        config = model.active_peft_config
+    for config in active_configs(model):
         if config.peft_type.value in _UNSUPPORTED:
             why = _UNSUPPORTED[config.peft_type.value]
             raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ValueError("activated LoRA is not supported: peft looks for its invocation tokens outside the model")
         if getattr(config, "bias", "none") != "none":
             raise ValueError(
                 f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
                 "Pass the pre-trained model as pretrained="
             )
-        if config.is_prompt_learning:
-            return
-        layers = adapter_layers(model)
-        if not layers:
-            raise ValueError("model has no adapter layers: the adapter may have been merged and unloaded")
+    if isinstance(model, PeftModel) and is_prompt_learning(model):
+        return
+    layers = adapter_layers(model) if isinstance(model, nn.Module) else []
+    if not layers and isinstance(model, PeftModel):
+        raise ValueError("model has no adapter layers: the adapter may have been merged and unloaded")
+    if not layers:
+        raise ValueError("model has no adapter: pass a PeftModel, or the pre-trained model as pretrained=")
     if any(layer.merged for layer in layers):
         raise ValueError("the adapter is merged into the weights: call unmerge_adapter() first")
     if all(layer.disable_adapters or not layer.active_adapters for layer in layers):

@@ -39,7 +39,7 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
         logprobs = None if logprobs is None or logprobs.shape != ft.shape else logprobs
         logprobs = steered.steered_logprobs(pre, ft, out=logprobs)
         beams = scores.shape[1]
-        total = (logprobs.view(batch, beams, -1) + scores[..., None]).flatten(1)
+        total = logprobs.view(batch, beams, -1).add_(scores[..., None]).flatten(1)
         best, where = total.topk(min(keep, total.shape[1]))
         beam, token = where // ft.shape[-1], where % ft.shape[-1]
         ends = torch.isin(token, stops) if step < new else torch.ones_like(token, dtype=torch.bool)
@@ -57,11 +57,7 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
             done[i] |= len(finished[i]) == num_beams and running <= finished[i][-1][0]
         if all(done):
             break
-        rows = rows.gather(1, going_on)
-        if beams == 1 and num_beams > 1:
-            state.repeat(num_beams)
-            rows = torch.arange(batch * num_beams, device=rows.device)  # all beams go on from the prompt
-        state.reorder(rows.flatten())
+        state.reorder(rows.gather(1, going_on).flatten())  # after the first step each prompt has become its beams
         state.append(token.gather(1, going_on).flatten())
     chosen = [max(found, key=lambda pair: pair[0])[1] for found in finished]
     return torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=pad)

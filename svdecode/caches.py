@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import weakref
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 
 class SteeredCache:
@@ -26,6 +27,10 @@ class SteeredCache:
     """The other models' caches, which what happens to this one happens to."""
     virtual_tokens: int
     """Slots in front of the prompt that generate() is not told of."""
+    owner: weakref.ref
+    """The steered model that it is of."""
+    own_prompt: bool
+    """Whether the pre-trained model has a prompt of its own."""
     one_mask: bool
     """Whether one attention mask serves all rows of both models, so that generate() may prepare it."""
 
@@ -39,6 +44,10 @@ class SteeredCache:
             yield
         finally:
             self._inside_forward = False
+
+    def real_length(self) -> int:
+        """Slots held, with the virtual tokens."""
+        return super().get_seq_length()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held, without the virtual ones while generate() asks."""
@@ -104,23 +113,23 @@ def check_empty(cache: Cache) -> None:
     """ValueError for a cache that another model has filled."""
     if cache.get_seq_length() > 0:
         raise ValueError(
-            "past_key_values holds tokens of one model only: start from an empty cache, or from a steered one"
+            "past_key_values holds tokens of one model only, or of another steered one: start from an empty cache"
         )
 
 
-def extend(cache: Cache, *, paired: bool, companions: list, virtual_tokens: int, one_mask: bool) -> Cache:
+def extend(cache: Cache, **attributes: object) -> Cache:
     """Make an empty cache follow both models; the arguments are the attributes of `SteeredCache`."""
-    cache.__class__ = _extended(type(cache))
-    cache.paired, cache.companions = paired, companions
-    cache.virtual_tokens, cache.one_mask = virtual_tokens, one_mask
+    if not isinstance(cache, SteeredCache):
+        cache.__class__ = _extended(type(cache))
+    cache.__dict__.update(attributes)
     return cache
 
 
 def companion_of(cache: Cache, model: PreTrainedModel, same_layers: bool) -> Cache:
-    """An empty cache for another model, of the kind of an empty `cache`."""
+    """An empty cache for another model; of the kind of an empty `cache`, if the layers are the same."""
     if same_layers:
-        return copy.deepcopy(cache)
-    config = model.config.get_text_config(decoder=True)
-    if isinstance(cache, StaticCache):
-        return StaticCache(config=config, max_cache_len=cache.get_max_length())
-    return DynamicCache(config=config)
+        companion = copy.deepcopy(cache)
+        if isinstance(companion, SteeredCache):  # extended before it was emptied
+            companion.__class__ = type(companion).__bases__[1]
+        return companion
+    return DynamicCache(config=model.config.get_text_config(decoder=True))

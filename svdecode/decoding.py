@@ -80,6 +80,8 @@ def generate(
             direction=steered.direction,
             generator=generator,
         )
+        if (chosen < 0).any():
+            raise RuntimeError("a row's logits are NaN or +inf: no token can be chosen")
         state.append(torch.where(ended, pad, chosen))
         if streamer is not None:
             streamer.put(state.tokens[:, state.end - 1].cpu())

@@ -58,17 +58,10 @@ class DecodingState:
         self.tokens[:, self.end] = tokens
         self._start, self.end = self.end, self.end + 1
 
-    def repeat(self, times: int) -> None:
-        """Each row so many times, before the first token is appended: their prompts were read once."""
-        self._cache.batch_repeat_interleave(times)
-        self.tokens, self._mask, self._positions = (
-            values.repeat_interleave(times, 0) for values in (self.tokens, self._mask, self._positions)
-        )
-
     def reorder(self, rows: Tensor) -> None:
-        """Row i goes on from row rows[i]: prompts are equal where beams change places."""
+        """Row i goes on from row rows[i]; there may be more rows than before, as beams of one prompt."""
         self._cache.reorder_cache(rows)
-        self.tokens[:, : self.end] = self.tokens[rows, : self.end]
+        self.tokens, self._mask, self._positions = (v[rows] for v in (self.tokens, self._mask, self._positions))
 
 
 def _empty_cache(steered: SteeredModel, room: int) -> Cache:

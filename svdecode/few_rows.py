@@ -28,6 +28,10 @@ class FewRowsLinear(nn.Linear):
             and x.device.type == weight.device.type == "cpu"
             and not torch.is_grad_enabled()
             and x.is_contiguous()
+            and weight.is_contiguous()
+            and type(weight) in (nn.Parameter, Tensor)  # no quantised or distributed one
+            and weight.numel() > 0
+            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         ):
             return torch.ops.svdecode_compiled.few_rows_linear(x, weight, self.bias)

@@ -110,8 +110,9 @@ class PairedLayers:
             key = (scaling, weight.dtype, weight.device)
             if key not in scales:
                 # y + s * B(A(x)) with s = 0 is y exactly
-                scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
-                scale[batch:] = scaling
+                with torch.inference_mode(False):  # the scale stays, and a training step may be next
+                    scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
+                    scale[batch:] = scaling
                 scales[key] = scale
             layer.scaling[adapter] = scales[key]
         self.batch = batch

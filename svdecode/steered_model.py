@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 import threading
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -19,9 +20,18 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from svdecode.caches import check_empty, companion_of, extend
+from svdecode.forward_inputs import (
+    OWN_ARGUMENTS,
+    combined,
+    positions_of,
+    rows_of,
+    stack,
+    takes_positions,
+    trim,
+    with_own_prompt,
+)
 from svdecode.lagging import LaggingCache
 from svdecode.ops import fused_steer
-from svdecode.own_prompt import OWN_ARGUMENTS, with_own_prompt
 from svdecode.paired_layers import PairedLayers
 from svdecode.virtual_tokens import VirtualTokens
 
@@ -52,7 +62,6 @@ class SteeredModel:
     _same_layers: bool  # whether the others' caches have the layers of this model's
     _paired_layers: PairedLayers | None  # None where one model is on both sides
     _virtual_tokens: VirtualTokens | None
-    _takes_positions: bool
 
     @property
     def skipped_share(self) -> float:
@@ -77,21 +86,41 @@ class SteeredModel:
         ids = inputs if inputs is not None else keywords.get("input_ids")
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
             raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
-        own = keywords.get("pretrained_input_ids")
-        if own is not None and (ids is None or own.shape != ids.shape):
+        own, cache = keywords.get("pretrained_input_ids"), keywords.get("past_key_values")
+        started = cache is not None and cache.get_seq_length() > 0
+        if own is not None and not started and (ids is None or own.shape != ids.shape):
             raise ValueError(
                 "pretrained_input_ids must be left-padded to the shape of the prompt, "
                 f"{None if ids is None else tuple(ids.shape)}, got {tuple(own.shape)}"
             )
+        pad = self.generation_config.pad_token_id
+        if own is not None and keywords.get("pretrained_attention_mask") is None and pad is not None:
+            keywords["pretrained_attention_mask"] = ((own != pad).cumsum(-1) > 0).long()
         return super().generate(inputs, *arguments, **keywords)
+
+    def save_pretrained(self, *_: object, **__: object) -> None:
+        """Raise ValueError: a steered model has nothing of its own to save."""
+        raise ValueError("a steered model shares its weights: save the model or adapter, and the calibration beside it")
+
+    def _apply(self, function: object, recurse: bool = True) -> SteeredModel:
+        """`to()`, `half()` and their kin: not of weights that another model shares."""
+        weight = next(self.parameters()).data
+        moved = function(weight.flatten()[:0])
+        if (moved.dtype, moved.device) != (weight.dtype, weight.device):
+            raise RuntimeError("a steered model shares its weights: move or convert the model, and steer it again")
+        return self
 
     def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
         inputs["return_dict"] = True
+        if isinstance(inputs.get("logits_to_keep"), Tensor):
+            raise ValueError("logits_to_keep must be a number, got a tensor")
         own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
-        length = _rows(inputs).shape[1]
+        length = rows_of(inputs).shape[1]
         with self._only_here():
             cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
-            other = inputs if own["pretrained_input_ids"] is None else with_own_prompt(inputs, **own)
+            other = inputs
+            if own["pretrained_input_ids"] is not None:
+                other = with_own_prompt(inputs, takes_positions(self), **own)
             if self.mode == "paired":
                 pre, ft, output = self._one_doubled_forward(other, inputs, length)
             else:
@@ -104,41 +133,47 @@ class SteeredModel:
 
     def _one_doubled_forward(self, pre: dict, ft: dict, length: int) -> tuple[Tensor, Tensor, object]:
         """Rows [pre-trained | adapted] in one forward."""
-        batch = _rows(ft).shape[0]
+        batch = rows_of(ft).shape[0]
         both = {**ft}
         for name in _ROW_ARGUMENTS:
-            both[name] = _stack(pre.get(name), ft.get(name), batch)
+            both[name] = stack(pre.get(name), ft.get(name), batch)
         # One model on both sides has virtual tokens on both.
         output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch, pairs=batch)
         if output["logits"].dim() != 3 or output["logits"].shape[0] != 2 * batch:
             raise RuntimeError(f"{type(self).__name__} reshapes the rows of a batch: use mode='two_pass'")
-        _trim(output, batch, length)
+        trim(output, batch, length)
         return output["logits"][:batch], output["logits"][batch:], output
 
     def _adapted_forward(self, inputs: dict, length: int) -> object:
         output = self._forward({**inputs}, masked_rows=0)
-        _trim(output, 0, length)
+        trim(output, 0, length)
         return output
 
     def _forward(self, inputs: dict, masked_rows: int, pairs: int = 0) -> object:
         if self._virtual_tokens is not None:
-            self._virtual_tokens.put_in_front(inputs, self, masked_rows, self._takes_positions)
+            self._virtual_tokens.put_in_front(inputs, self, masked_rows, takes_positions(self))
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if pairs and self._paired_layers is not None:
-            self._paired_layers.set_rows(pairs, _rows(inputs).shape[1])
+            self._paired_layers.set_rows(pairs, rows_of(inputs).shape[1])
         cache = inputs.get("past_key_values")
         with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
             return super().forward(**inputs)
 
     def _second(self, inputs: dict, ft: Tensor, cache: Cache | None) -> Tensor:
         """The other models' forwards, with caches of their own."""
+        if not self._same_layers and inputs.get("input_ids") is None:
+            raise ValueError("two models need input_ids: inputs_embeds are those of one")
         inputs = {**inputs, "output_hidden_states": False, "output_attentions": False}
         found = []
         for index, model in enumerate(self._others):
             moved = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
             moved["past_key_values"] = None if cache is None else cache.companions[index]
+            if not takes_positions(model):
+                moved.pop("position_ids", None)
+            elif not takes_positions(self) and isinstance(moved.get("attention_mask"), Tensor):
+                moved["position_ids"] = positions_of(moved["attention_mask"])[:, -moved["input_ids"].shape[1] :]
             found.append(model(**moved).logits.to(ft.device))
-        return _combined(ft, found)
+        return combined(ft, found)
 
     def _lazily(self, inputs: dict, ft: Tensor, cache: Cache | None, lazily: bool) -> Tensor:
         """The other models' logits for the rows with a kept set of more than one token; `ft` for the rest."""
@@ -155,7 +190,9 @@ class SteeredModel:
         lagging = [LaggingCache(model) for model in self._others] if cache is None else cache.companions
         ids, positions, mask = inputs["input_ids"], inputs.get("position_ids"), inputs.get("attention_mask")
         past = 0 if lagging[0].ids is None else lagging[0].ids.shape[1]
-        if positions is None:
+        if positions is None and not takes_positions(self) and mask is not None:
+            positions = positions_of(mask)[:, past : past + ids.shape[1]]
+        elif positions is None:
             positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
         for companion in lagging:
             companion.append(ids, positions.expand(ids.shape))
@@ -164,9 +201,9 @@ class SteeredModel:
             return ft
         found = []
         for companion, model in zip(lagging, self._others, strict=True):
-            logits = companion.catch_up(model, rows, mask, ft.shape[1], self._takes_positions).to(ft)
+            logits = companion.catch_up(model, rows, mask, ft.shape[1], takes_positions(model)).to(ft)
             found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
-        return _combined(ft, found)
+        return combined(ft, found)
 
     def _extended_cache(self, inputs: dict[str, object], own_prompt: bool) -> Cache | None:
         """The forward's cache, made to follow both models; None where none is wanted."""
@@ -176,8 +213,12 @@ class SteeredModel:
         return None if cache is None else self._extend(cache, own_prompt)
 
     def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
-        if hasattr(cache, "inside_forward"):
-            return cache
+        if hasattr(cache, "inside_forward") and cache.owner() is self:
+            filled = cache.get_seq_length() > 0
+            if filled and cache.own_prompt and not own_prompt:
+                raise ValueError("past_key_values began with pretrained_input_ids: pass them again")
+            if filled or cache.own_prompt == own_prompt:
+                return cache
         check_empty(cache)
         companions: list = []
         if self.mode == "lazy":
@@ -192,6 +233,8 @@ class SteeredModel:
             companions=companions,
             virtual_tokens=count,
             one_mask=not masks_differ and self.mode != "lazy",
+            own_prompt=own_prompt,
+            owner=weakref.ref(self),
         )
 
     def _prepare_cache_for_generation(
@@ -222,33 +265,6 @@ class SteeredModel:
             self.__dict__.pop("_runs_in", None)
 
 
-def _rows(inputs: dict[str, object]) -> Tensor:
-    return inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-
-
-def _stack(pre: object, ft: object, batch: int) -> object:
-    """Arguments of both models' rows one after another; masks may be 4-d, one for each kind of layer, or None."""
-    if isinstance(ft, dict):
-        return {kind: _stack(pre[kind], mask, batch) for kind, mask in ft.items()}
-    if not isinstance(ft, Tensor):
-        return ft
-    return torch.cat([value.expand(batch, *value.shape[1:]) for value in (pre, ft)])
-
-
-def _trim(output: object, batch: int, length: int) -> None:
-    """Drop virtual tokens; of what only the adapted model is asked for, drop the first `batch` rows."""
-    output["logits"] = output["logits"][:, -length:]
-    if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(layer[batch:, -length:] for layer in output["hidden_states"])
-    if output.get("attentions") is not None:
-        output["attentions"] = tuple(layer[batch:, :, -length:] for layer in output["attentions"])
-
-
-def _combined(ft: Tensor, others: list[Tensor]) -> Tensor:
-    """The logits that steering pushes away from: the pre-trained ones, or adapted - (expert - anti-expert)."""
-    return others[0] if len(others) == 1 else ft.float() - (others[0].float() - others[1].float())
-
-
 def _forward_of(cls: type[PreTrainedModel]):
     """A forward with the signature of the model's own, which generate() inspects, and the two arguments of ours."""
     signature = inspect.signature(cls.forward)
@@ -264,11 +280,13 @@ def _forward_of(cls: type[PreTrainedModel]):
         inputs = {name: value for name, value in bound.items() if name not in ("self", rest)}
         inputs |= bound.get(rest, {})
         labels = inputs.pop("labels", None)
+        for_loss = {name: inputs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in inputs}
         as_tuple = inputs.get("return_dict") is False
         pre, ft, output = self.logits_to_steer(**inputs)
         output["logits"] = self.steered_logprobs(pre, ft)
         if labels is not None:
-            output["loss"] = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1])
+            loss = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1], **for_loss)
+            output = type(output)(**{"loss": loss, **output})  # in front, where a tuple has it
         return output.to_tuple() if as_tuple else output
 
     forward.__signature__ = signature

@@ -36,8 +36,9 @@ def steer(
     """A model whose `generate()` decodes from the steered distribution, and whose `forward` returns its log-probs.
 
     The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
-    as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (another thread's
-    forward raises RuntimeError); `steer` once more costs some kilobytes a layer.
+    as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (a forward in the middle
+    of another thread's raises RuntimeError); `steer` once more costs some kilobytes a layer. To move or convert the weights,
+    move or convert `model` and steer it again.
 
     Args:
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
@@ -76,25 +77,28 @@ def steer(
     steered.mu, steered.alpha, steered.penalty, steered.direction = strength, alpha, penalty, direction
     steered.mode, steered.row_steps, steered.skipped_row_steps = mode, 0, 0
     # Not submodules: parameters() and to() are those of the one model that the user sees.
-    steered.__dict__["_others"] = [share_weights(other).eval() for other in others]
+    steered.__dict__["_others"] = others
     steered._same_layers = own
     steered._virtual_tokens = VirtualTokens(model) if prompted else None
     steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
     for tree in (steered, *steered._others):
         use_few_rows(tree)
-    steered._takes_positions = "position_ids" in inspect.signature(type(ft).forward).parameters
     return steered.eval()
 
 
 def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> list[PreTrainedModel]:
     if pretrained is None:
         check_adapter(model)
-        return [pretrained_of(ft)]
+        return [pretrained_of(ft).eval()]
     if isinstance(model, PeftModel) and is_prompt_learning(model):
         check_adapter(model)
     for other in pretrained if isinstance(pretrained, tuple | list) else [pretrained]:
         if isinstance(other, PeftModel) and is_prompt_learning(other) and other is not model:
             raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
+        if other is not model and causal_lm_of(other, "pretrained") is ft:
+            raise ValueError(
+                "pretrained is the model under the adapter, into which peft has put the adapter: leave pretrained out"
+            )
     if not isinstance(pretrained, tuple | list):
         others = [causal_lm_of(pretrained, "pretrained")]
     elif len(pretrained) == 2:
@@ -108,7 +112,7 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
                 "model and pretrained have different vocabularies: "
                 f"{size} and {other.config.get_text_config().vocab_size}"
             )
-    return others
+    return [share_weights(other).eval() for other in others]
 
 
 def _exact_mode(

@@ -23,7 +23,7 @@ class VirtualTokens:
 
     def __init__(self, model: PeftModel) -> None:
         """Share the prompt encoder's weights; switching the adapter of `model` later has no effect here."""
-        self.peft = share_weights(model)
+        self.peft = share_weights(model).eval()
         self.count: int = model.active_peft_config.num_virtual_tokens
         self.as_embeddings = model.active_peft_config.peft_type in AS_EMBEDDINGS
 
@@ -43,6 +43,7 @@ class VirtualTokens:
         count, length, device, n = rows.shape[0], rows.shape[1], rows.device, self.count
         cache = inputs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        held = cache is not None and hasattr(cache, "inside_forward") and int(cache.real_length()) >= n
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones(count, past + length, dtype=torch.long, device=device)
@@ -56,7 +57,8 @@ class VirtualTokens:
             positions = positions.expand(count, -1).clone()
             positions[masked_rows:] += n
             inputs["position_ids"] = positions
-        if past > 0:
+        _check_window(model, inputs["attention_mask"], masked_rows, n)
+        if held:
             return
         if not self.as_embeddings:
             inputs["past_key_values"] = self._fill(cache, count, model)
@@ -83,3 +85,13 @@ class VirtualTokens:
             if layer.get_seq_length() > 0:  # peft leaves layers out that share another layer's keys
                 cache.update(layer.keys, layer.values, index)
         return cache
+
+
+def _check_window(model: PreTrainedModel, mask: Tensor, masked_rows: int, virtual: int) -> None:
+    """ValueError where padding between virtual tokens and prompt would push them out of a sliding window."""
+    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+    if window and mask.shape[1] > window and not mask[masked_rows:, virtual:].all():
+        raise ValueError(
+            f"attention_mask has padding, and {mask.shape[1]} tokens are more than the model's window of {window}: "
+            "virtual tokens then need rows of equal length, or one at a time"
+        )

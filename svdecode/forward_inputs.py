@@ -1,0 +1,96 @@
+"""What goes into a forward of two models, and what comes out: rows of both, positions, prompts of their own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
+
+
+@functools.cache
+def _takes_positions(cls: type[PreTrainedModel]) -> bool:
+    return "position_ids" in inspect.signature(cls.forward).parameters
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the model's forward has position_ids; models with ALiBi count for themselves."""
+    return _takes_positions(type(model))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions that count what an attention mask (B, S) shows; 0 on padding."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def rows_of(inputs: dict[str, object]) -> Tensor:
+    """The input_ids (B, T) or inputs_embeds (B, T, H) of a forward."""
+    return inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+
+
+def stack(pre: object, ft: object, batch: int) -> object:
+    """Arguments of both models' rows one after another; masks may be 4-d, one for each kind of layer, or None."""
+    if isinstance(ft, dict):
+        return {kind: stack(pre[kind], mask, batch) for kind, mask in ft.items()}
+    if not isinstance(ft, Tensor):
+        return ft
+    return torch.cat([value.expand(batch, *value.shape[1:]) for value in (pre, ft)])
+
+
+def trim(output: object, batch: int, length: int) -> None:
+    """Drop virtual tokens; of what only the adapted model is asked for, drop the first `batch` rows."""
+    output["logits"] = output["logits"][:, -length:]
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(layer[batch:, -length:] for layer in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(layer[batch:, :, -length:] for layer in output["attentions"])
+
+
+def combined(ft: Tensor, others: list[Tensor]) -> Tensor:
+    """The logits that steering pushes away from: the pre-trained ones, or adapted - (expert - anti-expert)."""
+    return others[0] if len(others) == 1 else ft.float() - (others[0].float() - others[1].float())
+
+
+def with_own_prompt(
+    inputs: dict[str, object],
+    takes_positions: bool,
+    pretrained_input_ids: Tensor,
+    pretrained_attention_mask: Tensor | None,
+) -> dict[str, object]:
+    """The inputs of a forward for the pre-trained model, which has a prompt of its own and the same continuation.
+
+    `inputs`, the adapted model's, get an attention mask and positions if they had none, since both sides need them then
+    (generate() drops a mask that hides nothing). ValueError for inputs_embeds, or a mask of another shape than the prompt's.
+    """
+    if inputs.get("input_ids") is None:
+        raise ValueError("pretrained_input_ids need input_ids: inputs_embeds have no tokens to go on with")
+    if pretrained_attention_mask is not None and pretrained_attention_mask.shape != pretrained_input_ids.shape:
+        raise ValueError(
+            f"pretrained_attention_mask must have the shape of pretrained_input_ids, {tuple(pretrained_input_ids.shape)}, "
+            f"got {tuple(pretrained_attention_mask.shape)}"
+        )
+    ids, cache, prompt = inputs["input_ids"], inputs.get("past_key_values"), pretrained_input_ids
+    past = 0 if cache is None else int(cache.get_seq_length())
+    own = max(prompt.shape[1] - past, 0)
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        mask = inputs["attention_mask"] = ids.new_ones(ids.shape[0], past + ids.shape[1])
+    prompt_mask = (
+        mask.new_ones(prompt.shape) if pretrained_attention_mask is None else pretrained_attention_mask.to(mask)
+    )
+    mask = torch.cat([prompt_mask[:, : mask.shape[1]], mask[:, prompt.shape[1] :]], 1)
+    found = {
+        **inputs,
+        "input_ids": torch.cat([prompt[:, past : past + ids.shape[1]], ids[:, own:]], 1),
+        "attention_mask": mask,
+    }
+    if takes_positions:
+        if inputs.get("position_ids") is None:
+            inputs["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+        positions = positions_of(mask)
+        found["position_ids"] = positions[:, past : past + ids.shape[1]]
+    return found
