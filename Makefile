@@ -27,6 +27,7 @@ bench: env
 	$(BIN)/pytest bench/test_operators.py --benchmark-min-time=0.05
 	for threads in 1 2; do $(BIN)/python bench/cpu.py --threads $$threads; done
 	for adapter in lora ia3 pretrained; do $(BIN)/python bench/decoding.py --adapter $$adapter; done
+	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json
 	$(BIN)/python bench/report.py bench/results/local.json --png bench/results/local.png
 
