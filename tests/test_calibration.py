@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import kept_labels, model_rows
-from tiny import left_padded, tiny_llama, tiny_lora, two_model_logits
+from tiny import batches, left_padded, tiny_llama, tiny_lora, two_model_logits
 
 import svdecode
 from svdecode.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
@@ -20,17 +20,6 @@ ALPHA = 0.05
 @pytest.fixture(scope="module")
 def lora():
     return tiny_lora()
-
-
-def batches(count=3):
-    torch.manual_seed(2)
-    out = []
-    for _ in range(count):
-        ids = torch.randint(3, 97, (4, 10))
-        labels = ids.clone()
-        labels[:, :4] = -100
-        out.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-    return out
 
 
 def logits_and_labels(lora, data):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from test_demo import examples, run, tiny_model  # noqa: F401  (fixtures)
-from tiny import tiny_lora, two_model_logits
+from tiny import batches, tiny_lora, two_model_logits
 
 import svdecode
 from svdecode import selection
@@ -21,17 +21,6 @@ GRID = Grid(mus=(0.5, 2.0), alphas=(0.05, 0.3), penalties=(0.0, -1.0))
 @pytest.fixture(scope="module")
 def lora():
     return tiny_lora()
-
-
-def batches(count=3):
-    torch.manual_seed(2)
-    out = []
-    for _ in range(count):
-        ids = torch.randint(3, 97, (4, 10))
-        labels = ids.clone()
-        labels[:, :4] = -100
-        out.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-    return out
 
 
 def test_nll_of_every_setting(lora):

@@ -164,3 +164,15 @@ def stateless(model: PeftModel, ids: Tensor, mask: Tensor, steps: int, choose) -
 
 def steered_logprobs(pre: Tensor, ft: Tensor, mu: float, **settings: object) -> Tensor:
     return svdecode.fused_steer(pre, ft, mu, **settings).logprobs
+
+
+def batches(count: int = 3) -> list[dict[str, Tensor]]:
+    """Ready batches of four rows, the first four tokens of each unlabelled."""
+    torch.manual_seed(2)
+    out = []
+    for _ in range(count):
+        ids = torch.randint(3, 97, (4, 10))
+        labels = ids.clone()
+        labels[:, :4] = -100
+        out.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    return out
