@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svdecode.data import question_prompt, read_examples
+from svdecode.sources import read_rows
 from svdecode.splits import NAMES, Splits, data_hash, example_hash, parse_fractions
 
 PAIRS = [{"prompt": f"what is {i}?", "completion": f" it is {i}, \u2028 or so"} for i in range(4)]
@@ -74,7 +75,7 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
         ("a.csv", 'prompt,completion\na,b\n"c,d\n', "a.csv, line 3: not CSV"),
         ("a.csv", "prompt,completion\na,b\nc\n", "a.csv, line 3: 1 cells under 2 columns"),
         ("a.csv", 'prompt,completion\n"a\nb",c\nd,e,f\n', "a.csv, line 4: 3 cells under 2 columns"),
-        ("a.csv", "text,label\na,b\n", "a.csv, line 1: data needs the columns prompt and completion.*got text, label"),
+        ("a.csv", "text,label\na,b\n", "a.csv, line 2: data needs the columns prompt and completion.*got text, label"),
         ("a.jsonl", '{"text": "a"}\n', "a.jsonl, line 1: data needs the columns.*got text"),
         ("a.jsonl", "3\n", "a.jsonl, line 1: data needs the columns.*got none"),
         ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "a.jsonl, line 2: completion must be a text"),
@@ -90,7 +91,7 @@ def test_mistakes_name_the_file_and_the_place(tmp_path, name, content, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "folder/missing.csv", "no such", ".", "json"])
+@pytest.mark.parametrize("source", ["missing.jsonl", "folder/missing.csv", "no such", ".", "json", "squad"])
 def test_what_is_no_file_and_no_data_set(source):
     with pytest.raises(ValueError, match=f"{source} is not a file$"):
         read_examples(source)
@@ -106,22 +107,44 @@ def test_a_data_set_without_network_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_data_set_by_name(monkeypatch):
+def named_rows(monkeypatch, rows, splits=("train", "validation")):
+    """load_dataset that gives these rows for any name, and what it was asked for."""
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(*arguments, **keywords):
-        asked.append((*arguments, keywords))
-        return datasets.Dataset.from_list([{"question": "Why?", "best_answer": "So.", "category": "x"}])
+    def load_dataset(name, config, split=None):
+        asked.append((name, config, split))
+        found = datasets.Dataset.from_list(rows)
+        return found if split else datasets.DatasetDict(dict.fromkeys(splits, found))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_data_set_by_name(monkeypatch):
+    asked = named_rows(monkeypatch, [{"question": "Why?", "best_answer": "So.", "category": "x"}])
     for source in ("some/name", "some/name:generation", "some/name::validation[:10%]"):
         assert read_examples(source) == [{"prompt": "Q: Why?\nA:", "completion": " So."}]
     assert asked == [
-        ("some/name", None, {"split": "train"}),
-        ("some/name", "generation", {"split": "train"}),
-        ("some/name", None, {"split": "validation[:10%]"}),
+        ("some/name", None, None),
+        ("some/name", "generation", None),
+        ("some/name", None, "validation[:10%]"),
     ]
+
+
+def test_the_split_of_a_named_data_set(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    parts = {name: datasets.Dataset.from_list([{"text": name}]) for name in ("validation", "other", "train")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(parts))
+    assert read_rows("some/name", "train") == [{"text": "train"}]
+    assert read_rows("some/name") == [{"text": "validation"}]
+    parts["test"] = datasets.Dataset.from_list([{"text": "test"}])
+    assert read_rows("some/name") == [{"text": "test"}]
+    del parts["train"]
+    with pytest.raises(
+        ValueError, match=r"some/name: which split\? Write some/name::SPLIT with one of validation, other"
+    ):
+        read_rows("some/name", "train")
 
 
 def examples_with_repeats(count: int = 100) -> list[dict[str, str]]:

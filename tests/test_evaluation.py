@@ -13,7 +13,6 @@ from evaluation_kit import (
     quiet,
     tiny_tokenizer,
     truthful_rows,
-    write_json,
     write_truthful,
 )
 from tiny import tiny_llama, tiny_lora, tiny_model, tiny_prompt, two_model_logits
@@ -21,7 +20,6 @@ from tiny import tiny_llama, tiny_lora, tiny_model, tiny_prompt, two_model_logit
 import svdecode
 from svdecode.evaluation.runner import Runner
 from svdecode.evaluation.scoring import Alone, Scorer, common_prefix
-from svdecode.evaluation.sources import read_rows
 from svdecode.evaluation.systems import System, compared, nll_of
 
 SYSTEMS = compared(0.7, alpha=0.1, penalty=0.0, direction="kl", log_ratio_mu=0.3)
@@ -296,21 +294,6 @@ def test_nll_of_texts_and_of_pairs(lora, tokenizer, tmp_path):
     expected = total_nll(lora, prompt, answer, lambda pre, ft: ft.log_softmax(-1)) / 3
     assert found[0]["values"]["warm start"]["NLL"] == pytest.approx(expected, rel=1e-4)
     assert [r["weight"] for r in found] == [3, 2]
-
-
-def test_rows_from_every_kind_of_file(tmp_path):
-    rows = truthful_rows(3)
-    csv = read_rows(write_truthful(tmp_path / "t.csv", 3))
-    assert csv == read_rows(write_json(tmp_path / "t.json", rows)) == read_rows(rows)
-    lines = tmp_path / "t.jsonl"
-    lines.write_text("\n".join(map(json.dumps, rows)))
-    assert read_rows(lines) == csv
-    assert csv[0]["best_answer"] == rows[0]["Best Answer"]
-    (tmp_path / "quoted.csv").write_text('text,n\n"two\nlines\u2028here",1\n')
-    assert read_rows(tmp_path / "quoted.csv") == [{"text": "two\nlines\u2028here", "n": "1"}]
-    (tmp_path / "ragged.csv").write_text("a,b\n1,2\n1\n")
-    with pytest.raises(ValueError, match=r"ragged\.csv, row 2: not as many values"):
-        read_rows(tmp_path / "ragged.csv")
 
 
 def test_the_speed_of_a_shared_prompt_is_measured_on_equal_scores(lora, tokenizer):

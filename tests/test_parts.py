@@ -7,8 +7,8 @@ import csv
 import pytest
 
 from svdecode.data import read_examples
-from svdecode.evaluation.parts import part_of
-from svdecode.evaluation.sources import read_rows
+from svdecode.parts import part_of
+from svdecode.sources import read_rows
 from svdecode.splits import Splits
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 def calibrate(
     data: Annotated[
         str,
-        typer.Option("--data", help='JSONL of {"prompt", "completion"}; of split data the calibration split is used.'),
+        typer.Option(
+            "--data", help="As in svdecode warmstart; of data that were split there, the calibration part is used."
+        ),
     ],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the adapter; svdecode.json is written there.")],
     model: ModelOption = None,
@@ -56,8 +57,12 @@ def calibrate(
     Started by `torchrun` or `accelerate launch`, the processes share the data; the first one writes and prints.
     """
     figure = _figure(plot, adapter)
-    examples = _examples(data, adapter, split)
-    others = None if held_out is None else _read(held_out)
+    from svdecode.benchmarks import TEST
+    from svdecode.data import read_examples
+    from svdecode.parts import part_of
+
+    examples = part_of(read_examples(data), adapter, "calibration", split)
+    others = None if held_out is None else read_examples(held_out, TEST)
     _check(estimator, select, alpha, direction)
     quiet()
     from svdecode.calibration import calibrate as estimate
@@ -88,36 +93,6 @@ def calibrate(
         else:
             _show(found, report, figure)
     wait()  # a process that leaves early would look dead to the others
-
-
-def _read(source: str) -> list[dict[str, str]]:
-    from svdecode.data import read_examples
-
-    return read_examples(source)
-
-
-def _examples(data: str, adapter: Path, split: str | None) -> list[dict[str, str]]:
-    """The examples to calibrate with: of data that were split before the warm start, the part that it did not see."""
-    examples = _read(data)
-    recorded = (adapter / "svdecode-splits.json").is_file()
-    if split == "all" or (split is None and not recorded):
-        return examples
-    if not recorded:
-        raise ValueError(f"--split {split} needs {adapter}/svdecode-splits.json, which svdecode warmstart writes")
-    from svdecode.distributed import is_main
-    from svdecode.splits import Splits, data_hash
-
-    splits = Splits.load(adapter)
-    if split is not None or (splits.parts["calibration"] and data_hash(examples) == splits.data_sha256):
-        return splits.select(examples, split or "calibration")
-    seen = splits.seen_in_training(examples)
-    if seen and is_main():
-        print(
-            f"svdecode: the warm start was trained on {seen} of these {len(examples)} examples: "
-            "a strength fitted to them says little about others",
-            file=sys.stderr,
-        )
-    return examples
 
 
 def _check(estimator: str, select: str | None, alpha: float, direction: str) -> None:

@@ -23,9 +23,13 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        str,
-        typer.Option("--data", help="CSV, JSON, JSONL or text file, or a Hugging Face dataset NAME[:CONFIG][:SPLIT]."),
-    ],
+        str | None,
+        typer.Option(
+            "--data",
+            help="CSV, JSON, JSONL or text file, a Hugging Face data set (owner/name, owner/name:config:split), or a "
+            "task's own public data (arc_easy, arc_easy:validation); left out: those of --task.",
+        ),
+    ] = None,
     model: ModelOption = None,
     device_map: DeviceMapOption = None,
     adapter: AdapterOption = None,
@@ -61,7 +65,8 @@ def evaluate(
     calibration_data: Annotated[
         str | None,
         typer.Option(
-            "--calibration-data", help="Calibrate on this, in the task's format; log_ratio gets its own strength."
+            "--calibration-data",
+            help="Calibrate on this, in the task's format (of a name the train split); log_ratio gets its own strength.",
         ),
     ] = None,
     steps: Annotated[
@@ -88,17 +93,20 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare pre-trained, warm start, SVDecode and its ablations on a task, with paired intervals."""
+    from svdecode.benchmarks import BENCHMARKS, TRAIN
     from svdecode.evaluation.judge import make_judge
-    from svdecode.evaluation.parts import part_of
-    from svdecode.evaluation.sources import read_rows
     from svdecode.evaluation.tasks import find_task
+    from svdecode.parts import part_of
+    from svdecode.sources import read_rows
 
     chosen = find_task(task, score)
     if not chosen.judged and (judge_url, judge_model, judge_key_env, verdicts) != (None,) * 4:
         raise ValueError(f"a judge is for truthfulqa_gen, not for {task}")
-    rows = read_rows(data)
+    if data is None and task not in BENCHMARKS:
+        raise ValueError(f"--data is needed: {task} has no data of its own")
+    rows = read_rows(data or task)
     shots = None if few_shot is None else read_rows(few_shot)
-    calibration_rows = None if calibration_data is None else read_rows(calibration_data)
+    calibration_rows = None if calibration_data is None else read_rows(calibration_data, TRAIN)
     _check_strength(adapter, mu, calibration_data, steps)
     rows = part_of(rows, adapter or steps, "test", split)
     chosen.questions(rows, shots)

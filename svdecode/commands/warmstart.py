@@ -18,8 +18,8 @@ def warmstart(
         str,
         typer.Option(
             "--data",
-            help="JSONL, JSON or CSV with prompt and completion (or instruction and output, or TruthfulQA's columns), "
-            "or a Hugging Face data set: owner/name, owner/name:config:split.",
+            help="JSONL, JSON or CSV with prompt and completion (or instruction and output, or TruthfulQA's columns), a "
+            "Hugging Face data set (owner/name, owner/name:config:split), or a built-in task of svdecode eval (arc_easy).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the adapter and its records.")],

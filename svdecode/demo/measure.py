@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from svdecode.collection import numbered_batches
 from svdecode.constants import IGNORE_INDEX
-from svdecode.data import batches, pad_token_id
+from svdecode.data import pad_token_id
 from svdecode.ops import steered_nll
 from svdecode.steering import SteeredModel
 
@@ -40,7 +41,7 @@ def nll_of_all_tokens(
     steered: SteeredModel, examples: list[dict[str, str]], tokenizer: object, batch_size: int
 ) -> dict[str, float]:
     """Mean NLL (nats) of all gold tokens under both models and under the steered one with a penalty of 0."""
-    found, _ = batches(examples, tokenizer, batch_size)
+    found, _ = numbered_batches(examples, tokenizer, batch_size)
     sums, count = dict.fromkeys(("pre-trained", "warm start", "SVDecode"), 0.0), 0
     for batch in found:
         labels = batch["labels"][:, 1:].to(steered.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +18,12 @@ from svdecode.evaluation.records import Records
 from svdecode.evaluation.report import Report, summarise
 from svdecode.evaluation.runner import Runner, run_all
 from svdecode.evaluation.selection import baselines_of, common_name, named, select_systems
-from svdecode.evaluation.sources import digest, read_rows
 from svdecode.evaluation.systems import System
 from svdecode.evaluation.tasks import find_task
 from svdecode.evaluation.tasks.base import TEXT
 from svdecode.evaluation.verdicts import FILE_NAME as VERDICTS
 from svdecode.evaluation.verdicts import judge_records, read_verdicts
+from svdecode.sources import read_rows
 
 
 def evaluate(
@@ -58,7 +60,7 @@ def evaluate(
 
     Args:
         task: one of `svdecode.evaluation.TASKS`.
-        data: rows, a Dataset, a file, or the name of a Hugging Face dataset (`svdecode.evaluation.sources.read_rows`).
+        data: rows, a Dataset, a file, or the name of a data set or built-in task (`svdecode.sources.numbered_rows`).
         model: a PeftModel; any causal LM together with `pretrained`; or a model alone, which is then the one system.
         tokenizer: theirs.
         pretrained: the pre-trained model, where it does not lie under the adapter.
@@ -100,7 +102,7 @@ def evaluate(
     names = named(chosen, systems, decodings)
     label = name or str(getattr(causal_lm_of(model).config, "_name_or_path", "") or type(model).__name__)
     settings = {
-        "task": task, "how": chosen.how, "data": digest(rows), "few_shot": None if shots is None else digest(shots),
+        "task": task, "how": chosen.how, "data": _digest(rows), "few_shot": None if shots is None else _digest(shots),
         "limit": limit, "model": label, "adapter": adapter_fingerprint(model), "seed": seed,
         "systems": {key: system.key for key, (system, _) in names.items()},
         **({"batch_size": batch_size, "max_new_tokens": new_tokens} if chosen.how == TEXT else {}),
@@ -179,3 +181,8 @@ def _check(task, limit, batch_size, decodings, few_shot, judge, verdicts, max_ne
         raise ValueError(f"few_shot is for the TruthfulQA tasks, not for {task.name}")
     if not task.judged and (judge is not None or verdicts is not None):
         raise ValueError(f"a judge is for truthfulqa_gen, not for {task.name}")
+
+
+def _digest(rows: object) -> str:
+    """SHA-256 of rows, which names them in the header of a run."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()

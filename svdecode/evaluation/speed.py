@@ -10,9 +10,9 @@ from svdecode.adapters import causal_lm_of
 from svdecode.data import pad_token_id
 from svdecode.evaluation.items import encode_items
 from svdecode.evaluation.scoring import Alone, Scorer, common_prefix
-from svdecode.evaluation.sources import read_rows
 from svdecode.evaluation.systems import alone, compared
 from svdecode.evaluation.tasks import find_task
+from svdecode.sources import read_rows
 from svdecode.steering import steer
 
 

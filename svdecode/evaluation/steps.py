@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from svdecode import distributed
+from svdecode.benchmarks import TRAIN
 from svdecode.calibration import Calibration, calibrate, collect_tokens
 from svdecode.constants import ALPHA, IGNORE_INDEX, KL
 from svdecode.data import collate, pad_token_id
@@ -16,12 +17,12 @@ from svdecode.evaluation.figures import plot_steps
 from svdecode.evaluation.items import gold_rows, window
 from svdecode.evaluation.report import table
 from svdecode.evaluation.run import evaluate
-from svdecode.evaluation.sources import read_rows
 from svdecode.evaluation.tasks import find_task
 from svdecode.evaluation.tasks.base import Metric, Question, Task
 from svdecode.evaluation.tasks.truthfulqa import EXAMPLES
 from svdecode.files import write_atomically
 from svdecode.intervals import bootstrap_interval
+from svdecode.sources import read_rows
 from svdecode.warmstart import step_folder
 
 NLL = Metric("NLL", higher_is_better=False)
@@ -168,7 +169,7 @@ def _questions(
     test = task.questions(rows, shots)
     if shots is None and task.takes_few_shot:
         shots = rows[:EXAMPLES]
-    calibration = task.questions(read_rows(calibration_data), shots)
+    calibration = task.questions(read_rows(calibration_data, TRAIN), shots)
     shared = {(q.prompt, q.completion) for q in calibration} & {(q.prompt, q.completion) for q in test}
     if shared:
         first = min(prompt or completion for prompt, completion in shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 CHOICES, TEXT, TOKENS = "choices", "text", "tokens"
@@ -54,3 +54,16 @@ class Task:
     judged: bool = False
     notes: Callable[[list, list | None], list[str]] = field(default=lambda rows, few_shot: [])
     """(rows, few_shot) -> sentences for the report."""
+
+
+def need_columns(rows: list[dict[str, object]], columns: Iterable[str], task: str) -> None:
+    """ValueError that names the first row without a non-empty value in one of the columns."""
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in columns if not _filled(row.get(name))]
+        if missing:
+            found = ", ".join(name for name in row if name) or "none"
+            raise ValueError(f"data for {task}, row {number}: no {missing[0]!r} (columns: {found})")
+
+
+def _filled(value: object) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, list | tuple) and len(value) > 0

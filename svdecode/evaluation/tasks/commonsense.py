@@ -11,8 +11,7 @@ import functools
 import re
 
 from svdecode.data import instruction_prompt
-from svdecode.evaluation.sources import need_columns
-from svdecode.evaluation.tasks.base import CHOICES, TEXT, Metric, Question, Task
+from svdecode.evaluation.tasks.base import CHOICES, TEXT, Metric, Question, Task, need_columns
 
 NAMES = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 COLUMNS = ("instruction", "output", "answer")

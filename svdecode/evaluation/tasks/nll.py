@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from svdecode.evaluation.sources import need_columns
-from svdecode.evaluation.tasks.base import TOKENS, Metric, Question, Task
+from svdecode.evaluation.tasks.base import TOKENS, Metric, Question, Task, need_columns
 
 NAME = "nll"
 

@@ -17,7 +17,7 @@ def part_of(rows: list[dict], folder: Path | None, part: str, wanted: str | None
     """The rows of one part of data that were split before the warm start; all of other data.
 
     Args:
-        rows: with normalised column names (`svdecode.evaluation.sources.read_rows`).
+        rows: with normalised column names (`svdecode.sources.read_rows`).
         folder: of the adapter, where its splits are recorded; None for no adapter.
         part: "calibration" or "test", taken where the data are those that were split and the part is not empty.
         wanted: a part that must be taken (ValueError where it cannot be), or "all" for every row.
