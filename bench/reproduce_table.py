@@ -1,12 +1,14 @@
-"""The table of `docs/reproducing.md` out of the folders that `bench/reproduce.sh` has filled.
+"""The table of `docs/reproducing.md` out of the folders that `bench/reproduce.sh` has filled, or the best of its rates.
 
 python bench/reproduce_table.py runs/truthfulqa truthfulqa_mc
+python bench/reproduce_table.py --best runs/truthfulqa/tuned/lora-*
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 PRETRAINED, WARM, STEERED = "pre-trained", "warm start", "SVDecode (exact)"
@@ -43,9 +45,26 @@ def rows(runs: Path, task: str) -> list[str]:
     return found
 
 
+def best_rate(folders: list[Path]) -> str:
+    """The learning rate after which the warm start's NLL, all tokens counted, is lowest; each NLL on stderr."""
+    found = {}
+    for folder in folders:
+        report = json.loads((folder / "nll" / "results.json").read_text())
+        rate = json.loads((folder / "svdecode-warmstart.json").read_text())["settings"]["learning_rate"]
+        found[f"{rate:g}"] = report["results"]["NLL"][WARM]["mean"]
+    print(", ".join(f"{rate}: NLL {nll:.4f}" for rate, nll in found.items()), file=sys.stderr)
+    return min(found, key=found.get)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("task")
+    parser.add_argument("--best", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("runs", type=Path, nargs="?")
+    parser.add_argument("task", nargs="?")
     arguments = parser.parse_args()
-    print("\n".join(rows(arguments.runs, arguments.task)))
+    if arguments.best:
+        print(best_rate(arguments.best))
+    elif arguments.task is None:
+        parser.error("runs and task are needed")
+    else:
+        print("\n".join(rows(arguments.runs, arguments.task)))

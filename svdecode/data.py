@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -90,6 +90,14 @@ def _example(source: str | Path, place: str, row: object, layout: tuple[str, str
         if not isinstance(row.get(column), str):
             raise ValueError(f"{source}, {place}: {column} must be a text, got {row.get(column)!r:.80}")
     return dict(zip(COLUMNS, LAYOUTS[layout](row), strict=True))
+
+
+def examples_of(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]] | None:
+    """What rows with normalised column names are as examples; None where they are of no layout that all of them have."""
+    for columns, texts in LAYOUTS.items():
+        if all(isinstance(row.get(column), str) for row in rows for column in columns):
+            return [dict(zip(COLUMNS, texts(row), strict=True)) for row in rows]
+    return None
 
 
 def encode(example: Mapping[str, str], tokenizer: object, max_length: int | None = None) -> dict[str, list[int]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from svdecode import distributed
-from svdecode.data import COLUMNS, LAYOUTS
+from svdecode.data import examples_of
 from svdecode.splits import FILE_NAME, Splits, data_hash, example_hash
 
 ALL = "all"
@@ -26,7 +25,7 @@ def part_of(rows: list[dict], folder: Path | None, part: str, wanted: str | None
     """
     if wanted == ALL or folder is None or (wanted is None and not (folder / FILE_NAME).is_file()):
         return rows
-    splits, examples = Splits.load(folder), _examples(rows)
+    splits, examples = Splits.load(folder), examples_of(rows)
     if wanted is None and (examples is None or data_hash(examples) != splits.data_sha256 or not splits.parts.get(part)):
         seen = 0 if examples is None else splits.seen_in_training(examples)
         if seen and distributed.is_main():
@@ -40,11 +39,3 @@ def part_of(rows: list[dict], folder: Path | None, part: str, wanted: str | None
         raise ValueError(f"--split {wanted} needs rows with the columns of a warm start")
     chosen = {example_hash(example) for example in splits.select(examples, wanted or part)}
     return [row for row, example in zip(rows, examples, strict=True) if example_hash(example) in chosen]
-
-
-def _examples(rows: Sequence[dict]) -> list[dict[str, str]] | None:
-    """What the rows are to a warm start; None where they have no columns for it."""
-    for columns, texts in LAYOUTS.items():
-        if all(isinstance(row.get(column), str) for row in rows for column in columns):
-            return [dict(zip(COLUMNS, texts(row), strict=True)) for row in rows]
-    return None

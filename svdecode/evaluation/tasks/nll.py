@@ -1,7 +1,8 @@
-"""NLL and perplexity of any text: a text file, rows with a `text` column, or rows with `prompt` and `completion`."""
+"""NLL and perplexity of any text: a text file, rows with a `text` column, or rows that a warm start can learn from."""
 
 from __future__ import annotations
 
+from svdecode.data import COLUMNS, examples_of
 from svdecode.evaluation.tasks.base import TOKENS, Metric, Question, Task, need_columns
 
 NAME = "nll"
@@ -12,8 +13,13 @@ def questions(rows: list[dict], few_shot: list[dict] | None) -> list[Question]:
     if "text" in rows[0]:
         need_columns(rows, ("text",), NAME)
         return [Question(text=row["text"][:80], prompt="", completion=row["text"], ends=False) for row in rows]
-    need_columns(rows, ("prompt", "completion"), NAME)
-    return [Question(text=row["prompt"], prompt=row["prompt"], completion=row["completion"]) for row in rows]
+    examples = examples_of(rows)
+    if examples is None:
+        raise ValueError(
+            f"data for {NAME} need a column text, or prompt and completion, got {', '.join(rows[0]) or 'none'}"
+        )
+    need_columns(examples, COLUMNS, NAME)
+    return [Question(text=one["prompt"], prompt=one["prompt"], completion=one["completion"]) for one in examples]
 
 
 TASK = Task(name=NAME, metrics=(Metric("NLL", higher_is_better=False),), how=TOKENS, questions=questions)
