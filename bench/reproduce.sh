@@ -41,7 +41,12 @@ for method in $METHODS; do
     folder=$RUNS/$method-$rate
     [ -f "$folder/done" ] && continue
     value=$rate
-    [ "$rate" = tuned ] && { tuned "$method"; value=$(cat "$TUNED/$method"); }
+    if [ "$rate" = tuned ]; then
+      tuned "$method"
+      value=$(cat "$TUNED/$method")
+      # Trained on these very data by the search: the warm start that follows finds it complete.
+      [ "$TUNED" != "$RUNS/tuned" ] || [ -d "$folder" ] || cp -r "$TUNED/$method-$value" "$folder"
+    fi
     mkdir -p "$folder"
     train "$method" "$value" "$folder"
     $SVDECODE calibrate --data "$DATA" --adapter "$folder" $model
