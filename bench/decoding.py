@@ -36,6 +36,7 @@ SMOLLM2 = {
 }  # fmt: skip
 SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
 MU = 0.5
+WARM_UP = 4  # tokens
 
 
 def adapted_model(kind: str, dtype: torch.dtype) -> tuple[object, object | None]:
@@ -82,31 +83,32 @@ def two_forwards(model: object, ids: torch.Tensor, new: int) -> torch.Tensor:
     return ids
 
 
-def variants(model: object, other: object | None, batch: int, new: int) -> dict[str, Callable[[torch.Tensor], object]]:
-    """What is compared, by name; each takes the prompt."""
-    greedy = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
-    drawn = {**greedy, "do_sample": True, **SAMPLING}
+def variants(model: object, other: object | None, batch: int) -> dict[str, Callable[[torch.Tensor, int], object]]:
+    """What is compared, by name; each takes the prompt and the number of new tokens."""
     plain = model if other is None else other
 
-    def by_generate(one: object, options: dict) -> Callable[[torch.Tensor], object]:
-        return lambda ids: one.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    def by_generate(one: object, **options: object) -> Callable[[torch.Tensor, int], object]:
+        options = {"do_sample": False, "pad_token_id": 0, **options}
+        return lambda ids, new: one.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, **options
+        )
 
-    def by_loop(one: object, **options: object) -> Callable[[torch.Tensor], object]:
-        return lambda ids: svdecode.generate(one, ids, max_new_tokens=new, eos_token_id=[], **options)
+    def by_loop(one: object, **options: object) -> Callable[[torch.Tensor, int], object]:
+        return lambda ids, new: svdecode.generate(one, ids, max_new_tokens=new, eos_token_id=[], **options)
 
     modes = ["paired", "lazy", "two_pass"] if other is None else ["lazy", "two_pass"]
-    found = {"plain, generate()": by_generate(plain, greedy)}
+    found = {"plain, generate()": by_generate(plain)}
     for mode in modes:
         pair = {} if other is None else {"pretrained": model}
         steered = svdecode.steer(plain, mu=MU, mode=mode, **pair)
-        found[f"{mode}, generate()"] = by_generate(steered, greedy)
+        found[f"{mode}, generate()"] = by_generate(steered)
         found[f"{mode}, thin loop"] = by_loop(steered)
         if batch == 1:
             found[f"{mode}, thin loop, sampling"] = by_loop(steered, **SAMPLING)
     if batch == 1:
-        found["plain, generate(), sampling"] = by_generate(plain, drawn)
+        found["plain, generate(), sampling"] = by_generate(plain, do_sample=True, **SAMPLING)
     if other is None:
-        found["two forwards"] = lambda ids: two_forwards(model, ids, new)
+        found["two forwards"] = lambda ids, new: two_forwards(model, ids, new)
     return found
 
 
@@ -114,14 +116,15 @@ def measure(model: object, other: object | None, batch: int, prompt: int, new: i
     """Median seconds of each variant, the steering operator's share of `paired` and lazy's skipped share."""
     torch.manual_seed(1)
     ids = torch.randint(5, model.config.vocab_size, (batch, prompt)).to(model.device)
-    chosen = variants(model, other, batch, new)
+    chosen = variants(model, other, batch)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    for turn in tqdm(range(rounds + 1), desc=f"batch {batch}", unit="round"):
+    for run in chosen.values():  # warms up; a GPU at full length, since a static cache's shapes are compiled for
+        run(ids, new if ids.is_cuda else WARM_UP)
+    for _ in tqdm(range(rounds), desc=f"batch {batch}", unit="round"):
         for name, run in chosen.items():
             start = time.perf_counter()
-            run(ids)
-            if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+            run(ids, new)
+            seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     plain = medians["plain, generate()"]
     rows = {
