@@ -16,7 +16,7 @@ FRACTIONS=${FRACTIONS:-0.6/0.2/0.2}
 SVDECODE=${SVDECODE:-.venv/bin/svdecode}
 PYTHON=${PYTHON:-.venv/bin/python}
 TUNED=${TUNED:-$RUNS/tuned}
-declare -A CANDIDATES=([lora]="1e-4 3e-4 1e-3" [ia3]="1e-3 3e-3 1e-2" [prompt-tuning]="3e-3 3e-2 3e-1" [p-tuning-v2]="3e-4 1e-3 3e-3")
+declare -A CANDIDATES=([lora]="3e-4 1e-3 3e-3" [ia3]="3e-3 1e-2 3e-2" [prompt-tuning]="3e-3 3e-2 3e-1" [p-tuning-v2]="3e-4 1e-3 3e-3")
 model=${MODEL:+--model $MODEL}
 
 train() { # method, rate, folder
@@ -25,6 +25,7 @@ train() { # method, rate, folder
 }
 
 tuned() { # method: the best of its candidates, written to TUNED/method
+  local rate folder
   [ -f "$TUNED/$1" ] && return
   mkdir -p "$TUNED"
   for rate in ${CANDIDATES[$1]}; do
