@@ -6,8 +6,8 @@
 #     MODEL=Qwen/Qwen2.5-7B bench/reproduce.sh boolq boolq runs/boolq      # the task's own public data, from the hub
 #
 # A fourth argument is test data of its own; without it the test part of the first file (of a name, its test split) is used.
-# RATES are learning rates; "tuned" is the one of CANDIDATES after which the NLL of the calibration part is lowest, found once
-# and kept in TUNED for other data sets. Runs go on where they stopped.
+# RATES are learning rates; "tuned" is the one of CANDIDATES (left out: three for each method) after which the NLL of the
+# calibration part is lowest, found once and kept in the folder TUNED, for other data sets too. Runs go on where they stopped.
 set -euo pipefail
 TASK=$1 DATA=$2 RUNS=$3 TEST=${4:-$2}
 METHODS=${METHODS:-"lora ia3 prompt-tuning p-tuning-v2"}
@@ -16,7 +16,7 @@ FRACTIONS=${FRACTIONS:-0.6/0.2/0.2}
 SVDECODE=${SVDECODE:-.venv/bin/svdecode}
 PYTHON=${PYTHON:-.venv/bin/python}
 TUNED=${TUNED:-$RUNS/tuned}
-declare -A CANDIDATES=([lora]="3e-4 1e-3 3e-3" [ia3]="3e-3 1e-2 3e-2" [prompt-tuning]="3e-3 3e-2 3e-1" [p-tuning-v2]="3e-4 1e-3 3e-3")
+declare -A SEARCHED=([lora]="3e-4 1e-3 3e-3" [ia3]="3e-3 1e-2 3e-2" [prompt-tuning]="3e-3 3e-2 3e-1" [p-tuning-v2]="3e-4 1e-3 3e-3")
 model=${MODEL:+--model $MODEL}
 
 train() { # method, rate, folder
@@ -28,7 +28,7 @@ tuned() { # method: the best of its candidates, written to TUNED/method
   local rate folder
   [ -f "$TUNED/$1" ] && return
   mkdir -p "$TUNED"
-  for rate in ${CANDIDATES[$1]}; do
+  for rate in ${CANDIDATES:-${SEARCHED[$1]}}; do
     folder=$TUNED/$1-$rate
     train "$1" "$rate" "$folder"
     $SVDECODE eval --task nll --data "$DATA" --split calibration --adapter "$folder" --mu 0 $model --output "$folder/nll"
