@@ -46,12 +46,12 @@ def rows(runs: Path, task: str) -> list[str]:
 
 
 def best_rate(folders: list[Path]) -> str:
-    """The learning rate after which the warm start's NLL, all tokens counted, is lowest; each NLL on stderr."""
+    """The learning rate, as its folder METHOD-RATE has it, after which the warm start's NLL is lowest; each NLL on stderr."""
     found = {}
     for folder in folders:
         report = json.loads((folder / "nll" / "results.json").read_text())
-        rate = json.loads((folder / "svdecode-warmstart.json").read_text())["settings"]["learning_rate"]
-        found[f"{rate:g}"] = report["results"]["NLL"][WARM]["mean"]
+        method = json.loads((folder / "svdecode-warmstart.json").read_text())["settings"]["method"]
+        found[folder.name.removeprefix(f"{method}-")] = report["results"]["NLL"][WARM]["mean"]
     print(", ".join(f"{rate}: NLL {nll:.4f}" for rate, nll in found.items()), file=sys.stderr)
     return min(found, key=found.get)
 

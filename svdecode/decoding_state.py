@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
 from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
-from svdecode.forward_inputs import positions_of, takes_positions
+from svdecode.forward_inputs import last_logits, positions_of, takes_positions
 from svdecode.steered_model import SteeredModel
 
 
@@ -33,13 +31,11 @@ class DecodingState:
         if attention_mask is not None:
             self._mask[:, :prompt] = attention_mask
         self._positions = positions_of(self._mask)
-        accepted = inspect.signature(steered.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache = _empty_cache(steered, prompt + new)
 
     def next_logits(self) -> tuple[Tensor, Tensor]:
         """(R, V) logits of both models for the token at `end`."""
-        extra = {**self._last_only}
+        extra = last_logits(self.steered, 1)
         if takes_positions(self.steered):
             extra["position_ids"] = self._positions[:, self._start : self.end]
         # Of a static cache the mask has all slots at every step: one shape, one CUDA graph.

@@ -13,13 +13,23 @@ OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
 
 
 @functools.cache
-def _takes_positions(cls: type[PreTrainedModel]) -> bool:
-    return "position_ids" in inspect.signature(cls.forward).parameters
+def _arguments(cls: type) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)
+
+
+def takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward has an argument: models with ALiBi have no position_ids, some no logits_to_keep."""
+    return argument in _arguments(type(model))
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether the model's forward has position_ids; models with ALiBi count for themselves."""
-    return _takes_positions(type(model))
+    """Whether the model's forward has position_ids."""
+    return takes(model, "position_ids")
+
+
+def last_logits(model: PreTrainedModel, count: int) -> dict[str, int]:
+    """What asks a model for the logits of its last `count` tokens alone: nothing where it always makes all of them."""
+    return {"logits_to_keep": count} if takes(model, "logits_to_keep") else {}
 
 
 def positions_of(mask: Tensor) -> Tensor:

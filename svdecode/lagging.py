@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
+from svdecode.forward_inputs import last_logits, takes_positions
 
 ROOM = 64
 
@@ -52,9 +53,7 @@ class LaggingCache:
         else:
             self.ids, self.positions = torch.cat([self.ids, ids], 1), torch.cat([self.positions, positions], 1)
 
-    def catch_up(
-        self, model: PreTrainedModel, rows: Tensor, mask: Tensor | None, last: int, takes_positions: bool
-    ) -> Tensor:
+    def catch_up(self, model: PreTrainedModel, rows: Tensor, mask: Tensor | None, last: int) -> Tensor:
         """Run the waiting tokens of some rows.
 
         Args:
@@ -62,7 +61,6 @@ class LaggingCache:
             rows: (R,) int64, on the CPU.
             mask: (B, S) attention mask of all tokens so far, or None.
             last: how many tokens' logits are wanted.
-            takes_positions: whether the model's forward has position_ids.
 
         Returns:
             (R, last, V) logits of the last tokens.
@@ -77,15 +75,15 @@ class LaggingCache:
         def of_rows(values: Tensor) -> Tensor:
             return (values if everything else values[rows.to(values.device)]).to(model.device)
 
-        extra = {"position_ids": of_rows(self.positions)[:, start:]} if takes_positions else {}
+        extra = {"position_ids": of_rows(self.positions)[:, start:]} if takes_positions(model) else {}
         if mask is not None:
             extra["attention_mask"] = of_rows(mask)[:, :total]
         logits = model(
             input_ids=of_rows(self.ids)[:, start:],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=last,
             return_dict=True,
+            **last_logits(model, last),
             **extra,
         ).logits
         self.seen[rows] = total

@@ -201,7 +201,7 @@ class SteeredModel:
             return ft
         found = []
         for companion, model in zip(lagging, self._others, strict=True):
-            logits = companion.catch_up(model, rows, mask, ft.shape[1], takes_positions(model)).to(ft)
+            logits = companion.catch_up(model, rows, mask, ft.shape[1]).to(ft)
             found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
         return combined(ft, found)
 

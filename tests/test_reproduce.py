@@ -35,7 +35,7 @@ def test_the_pipeline_with_a_searched_rate(tmp_path):
         for rate in ("1e-2", "1e-6")
     }
     assert nll["1e-2"]["warm start"]["mean"] < nll["1e-6"]["warm start"]["mean"]
-    assert float((runs / "tuned" / "lora").read_text()) == 1e-2
+    assert (runs / "tuned" / "lora").read_text() == "1e-2\n"
     settings = json.loads((runs / "lora-tuned" / "svdecode-warmstart.json").read_text())["settings"]
     assert settings["learning_rate"] == 1e-2
     assert sorted(path.name for path in runs.iterdir()) == ["lora-tuned", "tuned"]
