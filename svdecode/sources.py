@@ -67,11 +67,8 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
         raise ValueError(f"{source} is not a file")
     else:
         rows = _rows_of_data_set(text, found["name"], found["config"], found["split"], SPLITS[purpose])
-    try:
-        for place, row in rows:
-            yield place, _normalised(row)
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{source} cannot be read: {error}") from None
+    for place, row in rows:
+        yield place, _normalised(row)
 
 
 def _normalised(row: object) -> object:
@@ -81,19 +78,15 @@ def _normalised(row: object) -> object:
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, object]]:
-    text = _text_of(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if path.suffix.lower() == ".csv":
         return _csv_rows(path, text)
     if path.suffix.lower() in (".json", ".jsonl"):
         return _json_items(path, text) if text.lstrip().startswith("[") else _json_lines(path, text)
     return iter([("text", {"text": text})] if text.strip() else [])
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
