@@ -17,11 +17,11 @@ SVDECODE=${SVDECODE:-.venv/bin/svdecode}
 PYTHON=${PYTHON:-.venv/bin/python}
 TUNED=${TUNED:-$RUNS/tuned}
 declare -A SEARCHED=([lora]="3e-4 1e-3 3e-3" [ia3]="3e-3 1e-2 3e-2" [prompt-tuning]="3e-3 3e-2 3e-1" [p-tuning-v2]="3e-4 1e-3 3e-3")
-model=${MODEL:+--model $MODEL}
+model=(${MODEL:+--model "$MODEL"})
 
 train() { # method, rate, folder
   $SVDECODE warmstart --data "$DATA" --output "$3" --method "$1" --learning-rate "$2" \
-    --split --fractions "$FRACTIONS" $model --resume
+    --split --fractions "$FRACTIONS" "${model[@]}" --resume
 }
 
 tuned() { # method: the best of its candidates, written to TUNED/method
@@ -31,7 +31,7 @@ tuned() { # method: the best of its candidates, written to TUNED/method
   for rate in ${CANDIDATES:-${SEARCHED[$1]}}; do
     folder=$TUNED/$1-$rate
     train "$1" "$rate" "$folder"
-    $SVDECODE eval --task nll --data "$DATA" --split calibration --adapter "$folder" --mu 0 $model --output "$folder/nll"
+    $SVDECODE eval --task nll --data "$DATA" --split calibration --adapter "$folder" --mu 0 "${model[@]}" --output "$folder/nll"
   done
   "$PYTHON" bench/reproduce_table.py --best "$TUNED/$1-"* > "$TUNED/$1.part"
   mv "$TUNED/$1.part" "$TUNED/$1"
@@ -50,9 +50,9 @@ for method in $METHODS; do
     fi
     mkdir -p "$folder"
     train "$method" "$value" "$folder"
-    $SVDECODE calibrate --data "$DATA" --adapter "$folder" $model
+    $SVDECODE calibrate --data "$DATA" --adapter "$folder" "${model[@]}"
     $SVDECODE eval --task "$TASK" --data "$TEST" --adapter "$folder" --output "$folder/$TASK" \
-      $model ${LIMIT:+--limit "$LIMIT"} ${SCORE:+--score "$SCORE"}
+      "${model[@]}" ${LIMIT:+--limit "$LIMIT"} ${SCORE:+--score "$SCORE"}
     touch "$folder/done"
   done
 done

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_pipeline_with_a_searched_rate(tmp_path):
-    model, runs = tmp_path / "model", tmp_path / "runs"
+    model, runs = tmp_path / "a model", tmp_path / "runs"
     tiny_tokenizer().save_pretrained(model)
     tiny_llama().save_pretrained(model)
     data = write_truthful(tmp_path / "t.csv", 40)
