@@ -13,7 +13,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torc
 (
     cd tests
     python3 -m pytest -q test_gpu.py test_fused_steer.py test_optimal_strength.py test_steered_nll.py \
-        test_steering_vector.py test_steer_sample.py test_backward.py test_properties.py test_compiled.py
+        test_steering_vector.py test_steer_sample.py test_steer_topk.py test_backward.py test_properties.py test_compiled.py
     python3 -m pytest -q test_generate.py test_lazy.py test_recipes.py
     # a wrong address in the kernels shows here, where the machine has the tool
     if command -v compute-sanitizer > /dev/null; then

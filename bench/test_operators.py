@@ -28,7 +28,7 @@ def timed(benchmark, call) -> None:
 
 @pytest.mark.parametrize("vocabulary", [49_152, 151_936])
 @pytest.mark.parametrize("rows", [1, 8])
-@pytest.mark.parametrize("output", ["dense", "scalars", "greedy", "sampled", "nll"])
+@pytest.mark.parametrize("output", ["dense", "scalars", "greedy", "topk", "sampled", "nll"])
 def test_operator(benchmark, output, rows, vocabulary):
     pre, ft = logits(rows, vocabulary)
     labels = torch.full((rows,), 7, device=DEVICE)
@@ -39,6 +39,7 @@ def test_operator(benchmark, output, rows, vocabulary):
         "dense": lambda: svdecode.fused_steer(pre, ft, 0.5, out=out),
         "scalars": lambda: svdecode.optimal_strength(pre, ft, labels),
         "greedy": lambda: svdecode.steer_sample(pre, ft, 0.5, temperature=0.0),
+        "topk": lambda: svdecode.steer_topk(pre, ft, 0.5, k=8),
         "sampled": lambda: svdecode.steer_sample(pre, ft, 0.5, top_k=50, top_p=0.9),
         "nll": lambda: svdecode.steered_nll(pre, ft, labels, mus),
     }

@@ -93,6 +93,7 @@ def measure(vocabulary: int, rows: int = 1) -> list[dict[str, object]]:
         "optimal_strength": (read, lambda a, z: svdecode.optimal_strength(a, z, labels)),
         "steered_nll, 4 strengths": (read, lambda a, z: svdecode.steered_nll(a, z, labels, mus)),
         "steer_sample, greedy": (read, lambda a, z: svdecode.steer_sample(a, z, 0.5, temperature=0.0)),
+        "steer_topk, 8 tokens": (read, lambda a, z: svdecode.steer_topk(a, z, 0.5, k=8)),
         "steer_sample, temperature 1": (read, lambda a, z: svdecode.steer_sample(a, z, 0.5)),
     }
     table = []

@@ -63,6 +63,16 @@ struct SampleArguments {
   float* logprobs_out = nullptr;
 };
 
+struct TopkArguments {
+  Rows rows;
+  Settings settings;
+  float mu = 0;
+  const float* mu_rows = nullptr;  // null: the number
+  int64_t k = 1;
+  int64_t* tokens_out = nullptr;   // (rows, k)
+  float* logprobs_out = nullptr;   // (rows, k)
+};
+
 struct NllArguments {
   Rows rows;
   Settings settings;
@@ -114,6 +124,7 @@ struct CpuOperators {
   const char* name;
   void (*fused_steer)(const SteerArguments&, ParallelFor, int threads);
   void (*steer_sample)(const SampleArguments&, ParallelFor, int threads);
+  void (*steer_topk)(const TopkArguments&, ParallelFor, int threads);
   void (*steered_nll)(const NllArguments&, ParallelFor, int threads);
   void (*steering_vector)(const VectorArguments&, ParallelFor, int threads);
   void (*backward)(const BackwardArguments&, ParallelFor, int threads);

@@ -90,6 +90,22 @@ std::tuple<Tensor, Tensor> steer_sample(Tensor pre, Tensor ft, Tensor numbers, T
   return {tokens, logprobs};
 }
 
+// k comes in the place of TOP_K.
+std::tuple<Tensor, Tensor> steer_topk(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu) {
+  TopkArguments g;
+  const double* n = unpack(numbers, g.settings);
+  g.k = static_cast<int64_t>(n[TOP_K]);
+  const RowLayout layout(pre, ft);
+  Tensor tokens = new_rows(ft, ScalarType::Long, {g.k}), logprobs = new_rows(ft, ScalarType::Float, {g.k});
+  g.rows = layout.rows();
+  g.mu = static_cast<float>(n[MU]);
+  g.mu_rows = floats(mu);
+  g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
+  g.logprobs_out = static_cast<float*>(logprobs.data_ptr());
+  if (g.rows.count > 0) device_of(ft).steer_topk(ft, g);
+  return {tokens, logprobs};
+}
+
 std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor numbers) {
   const RowLayout layout(pre, ft);
   NllArguments g;
@@ -187,6 +203,7 @@ STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
       "(Tensor?, Tensor, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
   m.def(
       "steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, Tensor? mu=None) -> (Tensor, Tensor)");
+  m.def("steer_topk(Tensor pre, Tensor ft, Tensor numbers, Tensor? mu=None) -> (Tensor, Tensor)");
   m.def("steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor numbers) -> (Tensor, Tensor)");
   m.def("steering_vector(Tensor pre, Tensor ft, Tensor numbers) -> (Tensor, Tensor)");
   m.def(
@@ -201,6 +218,7 @@ STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(SVDECODE_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("fused_steer", TORCH_BOX(&svdecode::fused_steer));
   m.impl("steer_sample", TORCH_BOX(&svdecode::steer_sample));
+  m.impl("steer_topk", TORCH_BOX(&svdecode::steer_topk));
   m.impl("steered_nll", TORCH_BOX(&svdecode::steered_nll));
   m.impl("steering_vector", TORCH_BOX(&svdecode::steering_vector));
   m.impl("backward", TORCH_BOX(&svdecode::backward));

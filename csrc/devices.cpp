@@ -51,6 +51,7 @@ class Cpu : public Device {
  public:
   void fused_steer(const Tensor&, const SteerArguments& g) const override { operators()->fused_steer(g, parallel_for, threads()); }
   void steer_sample(const Tensor&, const SampleArguments& g) const override { operators()->steer_sample(g, parallel_for, threads()); }
+  void steer_topk(const Tensor&, const TopkArguments& g) const override { operators()->steer_topk(g, parallel_for, threads()); }
   void steered_nll(const Tensor&, const NllArguments& g) const override { operators()->steered_nll(g, parallel_for, threads()); }
   void steering_vector(const Tensor&, const VectorArguments& g) const override { operators()->steering_vector(g, parallel_for, threads()); }
   void backward(const Tensor&, const BackwardArguments& g) const override { operators()->backward(g, parallel_for, threads()); }
@@ -87,6 +88,7 @@ class Cuda : public Device {
  public:
   void fused_steer(const Tensor& like, const SteerArguments& g) const override { run(cuda::fused_steer, like, g); }
   void steer_sample(const Tensor& like, const SampleArguments& g) const override { run(cuda::steer_sample, like, g); }
+  void steer_topk(const Tensor& like, const TopkArguments& g) const override { run(cuda::steer_topk, like, g); }
   void steered_nll(const Tensor&, const NllArguments&) const override { missing(); }
   void steering_vector(const Tensor&, const VectorArguments&) const override { missing(); }
   void backward(const Tensor&, const BackwardArguments&) const override { missing(); }

@@ -18,6 +18,7 @@ class Device {
   virtual ~Device() = default;
   virtual void fused_steer(const Tensor&, const SteerArguments&) const = 0;
   virtual void steer_sample(const Tensor&, const SampleArguments&) const = 0;
+  virtual void steer_topk(const Tensor&, const TopkArguments&) const = 0;
   virtual void steered_nll(const Tensor&, const NllArguments&) const = 0;
   virtual void steering_vector(const Tensor&, const VectorArguments&) const = 0;
   virtual void backward(const Tensor&, const BackwardArguments&) const = 0;

@@ -6,6 +6,7 @@ Read `settings.py` (how a row is cut), `row_algebra.py` (the arithmetic) and `ro
 from svdecode.kernels.backward import fused_steer_backward, steered_nll_backward, steering_vector_backward
 from svdecode.kernels.fused_steer import fused_steer, optimal_strength
 from svdecode.kernels.steer_sample import steer_sample
+from svdecode.kernels.steer_topk import steer_topk
 from svdecode.kernels.steered_nll import steered_nll
 from svdecode.kernels.steering_vector import steering_vector
 
@@ -14,6 +15,7 @@ __all__ = [
     "fused_steer_backward",
     "optimal_strength",
     "steer_sample",
+    "steer_topk",
     "steered_nll",
     "steered_nll_backward",
     "steering_vector",

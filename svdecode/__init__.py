@@ -1,7 +1,7 @@
 """svdecode: Steering Vector Decoding (arXiv 2509.15888) as fused kernels and a drop-in decoding loop.
 
-The operators (`fused_steer`, `steering_vector`, `optimal_strength`, `steered_nll`, `steer_sample`) need torch alone. What
-works on models (`steer`, `generate`, `calibrate`, `Calibration`) is imported on first use, with transformers and peft.
+The operators (`fused_steer`, `steering_vector`, `optimal_strength`, `steered_nll`, `steer_sample`, `steer_topk`) need torch
+alone. What works on models (`steer`, `generate`, `calibrate`, `Calibration`) is imported on first use, with transformers and peft.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from svdecode.backends import backends
-from svdecode.ops import SteerOutput, fused_steer, optimal_strength, steer_sample, steered_nll, steering_vector
+from svdecode.ops import (
+    SteerOutput,
+    fused_steer,
+    optimal_strength,
+    steer_sample,
+    steer_topk,
+    steered_nll,
+    steering_vector,
+)
 
 if TYPE_CHECKING:
     from svdecode.calibration import Calibration, calibrate
@@ -37,6 +45,7 @@ __all__ = [
     "optimal_strength",
     "steer",
     "steer_sample",
+    "steer_topk",
     "steered_nll",
     "steering_vector",
 ]

@@ -1,7 +1,8 @@
 """Beam search of the thin loop, with the rules of transformers' at its defaults (length penalty 1, no early stopping).
 
 The score of a sequence is the sum of its steered log-probs; finished ones are ranked by the mean over their new tokens. Each
-step looks at the best continuations of all beams of a prompt together: those that end and are among the best `num_beams` are
+step takes the best tokens of each beam with `steer_topk`, which writes no (beams, V) result, and looks at the best of all beams of a
+prompt together: those that end and are among the best `num_beams` are
 finished, the best `num_beams` that do not end go on. A prompt is done when its best beam cannot beat the worst of as many
 finished ones.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from svdecode.decoding_state import DecodingState
+from svdecode.ops import steer_topk
 
 
 def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, pad: int) -> Tensor:
@@ -32,16 +34,24 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
     done = [False] * batch
     scores = torch.zeros(batch, 1, device=state.tokens.device)
     keep = num_beams * max(2, 1 + len(stops))  # enough that `num_beams` of them do not end
-    logprobs = None
     for step in range(1, new + 1):
         pre, ft = state.next_logits()
-        # The one (B x beams, V) result of the loop, in the same memory at every step.
-        logprobs = None if logprobs is None or logprobs.shape != ft.shape else logprobs
-        logprobs = steered.steered_logprobs(pre, ft, out=logprobs)
+        count = min(keep, ft.shape[-1])
+        tokens, logprobs = steer_topk(
+            pre,
+            ft,
+            steered.mu,
+            k=count,
+            alpha=steered.alpha,
+            penalty=steered.penalty,
+            direction=steered.direction,
+        )
+        if logprobs.isnan().any():
+            raise RuntimeError("a row's logits are NaN or +inf: no token can be chosen")
         beams = scores.shape[1]
-        total = logprobs.view(batch, beams, -1).add_(scores[..., None]).flatten(1)
+        total = (logprobs.view(batch, beams, count) + scores[..., None]).flatten(1)
         best, where = total.topk(min(keep, total.shape[1]))
-        beam, token = where // ft.shape[-1], where % ft.shape[-1]
+        beam, token = where // count, tokens.view(batch, -1).gather(1, where)
         ends = torch.isin(token, stops) if step < new else torch.ones_like(token, dtype=torch.bool)
         rows = beam + beams * torch.arange(batch, device=beam.device)[:, None]
         for i, j in ends[:, :num_beams].nonzero().tolist():
@@ -58,7 +68,8 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
         if all(done):
             break
         state.reorder(rows.gather(1, going_on).flatten())  # after the first step each prompt has become its beams
-        state.append(token.gather(1, going_on).flatten())
+        # A beam whose kept set is used up has token -1 and a score of -inf; it goes on with any token, and cannot win.
+        state.append(token.gather(1, going_on).flatten().clamp_(min=0))
     chosen = [max(found, key=lambda pair: pair[0])[1] for found in finished]
     return torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=pad)
 

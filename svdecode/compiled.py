@@ -84,6 +84,7 @@ class Operators:
     def __init__(self, library) -> None:
         self._fused_steer = library.fused_steer.default
         self._steer_sample = library.steer_sample.default
+        self._steer_topk = library.steer_topk.default
         self._steered_nll = library.steered_nll.default
         self._steering_vector = library.steering_vector.default
         self._backward = library.backward.default
@@ -136,6 +137,12 @@ class Operators:
         numbers = _numbers(alpha, penalty, 0.0, direction, number, 0, *sampling)
         return self._steer_sample(logits_pre, logits_ft, numbers, uniform.contiguous(), rows)
 
+    def steer_topk(self, logits_pre, logits_ft, mu, k, alpha, penalty, direction) -> tuple[Tensor, Tensor]:
+        """(tokens (..., k), logprobs (..., k))."""
+        number, rows = number_or_rows(mu, logits_ft)
+        numbers = _numbers(alpha, penalty, 0.0, direction, number, 0, 1.0, k)
+        return self._steer_topk(logits_pre, logits_ft, numbers, rows)
+
     def fused_steer_backward(
         self, grad_logprobs, grad_mu, grad_kl, grad_mu_star, grad_moments, logits_pre, logits_ft, mu, labels, strength, kl,
         moments, saved, alpha, penalty, direction, eps, need_pre, need_ft,
@@ -183,7 +190,7 @@ def _operators(emulated: bool) -> Operators:
     return Operators(torch.ops.svdecode_emulated if emulated else torch.ops.svdecode_compiled)
 
 
-_IN_CUDA = ("fused_steer", "optimal_strength", "steer_sample")
+_IN_CUDA = ("fused_steer", "optimal_strength", "steer_sample", "steer_topk")
 
 
 def implementation(backend: str, operator: str) -> Callable | None:

@@ -7,20 +7,15 @@ K = the tokens with a logit of at least max + log(alpha). Every row (last dimens
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from svdecode import registration, validation  # noqa: F401  (registration defines torch.ops.svdecode)
-from svdecode.backends import choose
 from svdecode.constants import ALPHA, EPS, KL, PENALTY
+from svdecode.dispatch import backend_for, call, is_watched, runner_for
 from svdecode.strength import as_tensor
-
-backends = sys.modules["svdecode.backends"]  # `svdecode.backends` is the function of that name
 
 
 class SteerOutput(NamedTuple):
@@ -38,51 +33,6 @@ class SteerOutput(NamedTuple):
     """(...) float32: optimal strength N / (D + eps), 0 where the label is ignored. None without labels."""
     moments: Tensor | None
     """(..., 3) float32: N, D, H. None without labels."""
-
-
-def _choose(backend: object, logits_pre: Tensor, logits_ft: Tensor) -> str:
-    return choose(backend, logits_ft.device.type, logits_pre.dtype, logits_ft.dtype)
-
-
-_RUNS: dict[tuple, Callable] = {}
-
-
-def _run(operator: str, backend: object, logits_pre: Tensor, logits_ft: Tensor) -> Callable:
-    """What computes an operator on these logits; remembered, since finding it takes a tenth of a small call."""
-    if backend is not None:
-        return backends.implementation(_choose(backend, logits_pre, logits_ft), operator)
-    key = (operator, backends.PREFERRED, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
-    run = _RUNS.get(key)
-    if run is None:
-        run = _RUNS[key] = backends.implementation(_choose(None, logits_pre, logits_ft), operator)
-    return run
-
-
-def _is_watched(*inputs: object) -> bool:
-    """Whether a call must go through torch.ops: a gradient is wanted, or torch.compile or another mode looks on.
-
-    The dispatcher with its autograd in Python costs more than the kernel of a decode step, hence the short way where it is not
-    needed: `_call`.
-    """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    wants_gradients = torch.is_grad_enabled()
-    for x in inputs:
-        if type(x) is Tensor or type(x) is Parameter:
-            if wants_gradients and x.requires_grad:
-                return True
-        elif isinstance(x, Tensor):
-            return True
-    return False
-
-
-def _call(operator: str, backend: str, *arguments, labels: Tensor | None = None):
-    """The operator under torch.ops.svdecode, or what it would call."""
-    if _is_watched(*arguments):
-        return getattr(torch.ops.svdecode, operator)(*arguments, backend)
-    if labels is not None:
-        validation.check_label_range(labels, arguments[1].shape[-1])
-    return backends.implementation(backend, operator)(*arguments)
 
 
 def fused_steer(
@@ -135,8 +85,8 @@ def fused_steer(
     if out is not None:
         validation.check_out(out, logits_ft)
     settings = (alpha, penalty, direction, eps, bool(return_kl))
-    if _is_watched(logits_pre, logits_ft, strength, out):
-        name = _choose(backend, logits_pre, logits_ft)
+    if is_watched(logits_pre, logits_ft, strength, out):
+        name = backend_for(backend, logits_pre, logits_ft)
         arguments = (logits_pre, logits_ft, as_tensor(strength), labels, *settings, name)
         if out is None:
             result = torch.ops.svdecode.fused_steer(*arguments)
@@ -147,7 +97,7 @@ def fused_steer(
     else:
         if labels is not None:
             validation.check_label_range(labels, logits_ft.shape[-1])
-        run = _run("fused_steer", backend, logits_pre, logits_ft)
+        run = runner_for("fused_steer", backend, logits_pre, logits_ft)
         result = run(logits_pre, logits_ft, strength, labels, *settings, out, False)
     logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
@@ -174,8 +124,8 @@ def steering_vector(logits_pre: Tensor, logits_ft: Tensor, *, alpha: float = 0.0
     """
     validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction)
-    name = _choose(None, logits_pre, logits_ft)
-    return _call("steering_vector", name, logits_pre, logits_ft, alpha, direction)[0]
+    name = backend_for(None, logits_pre, logits_ft)
+    return call("steering_vector", name, logits_pre, logits_ft, alpha, direction)[0]
 
 
 def optimal_strength(
@@ -207,9 +157,9 @@ def optimal_strength(
     validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, eps=eps)
     validation.check_labels(labels, logits_ft)
-    name = _choose(None, logits_pre, logits_ft)
+    name = backend_for(None, logits_pre, logits_ft)
     settings = (alpha, direction, eps)
-    return _call("optimal_strength", name, logits_pre, logits_ft, labels, *settings, labels=labels)[:2]
+    return call("optimal_strength", name, logits_pre, logits_ft, labels, *settings, labels=labels)[:2]
 
 
 def steered_nll(
@@ -240,9 +190,9 @@ def steered_nll(
     validation.check_settings(alpha, direction, penalty)
     validation.check_labels(labels, logits_ft)
     strengths = validation.check_strengths(mu, logits_ft)
-    name = _choose(None, logits_pre, logits_ft)
+    name = backend_for(None, logits_pre, logits_ft)
     settings = (alpha, penalty, direction)
-    return _call("steered_nll", name, logits_pre, logits_ft, labels, strengths, *settings, labels=labels)[0]
+    return call("steered_nll", name, logits_pre, logits_ft, labels, strengths, *settings, labels=labels)[0]
 
 
 def steer_sample(
@@ -291,7 +241,49 @@ def steer_sample(
     else:
         uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
     settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
-    if _is_watched(logits_pre, logits_ft, strength):
-        name = _choose(None, logits_pre, logits_ft)
+    if is_watched(logits_pre, logits_ft, strength):
+        name = backend_for(None, logits_pre, logits_ft)
         return torch.ops.svdecode.steer_sample(logits_pre, logits_ft, as_tensor(strength), *settings, name)
-    return _run("steer_sample", None, logits_pre, logits_ft)(logits_pre, logits_ft, strength, *settings)
+    return runner_for("steer_sample", None, logits_pre, logits_ft)(logits_pre, logits_ft, strength, *settings)
+
+
+def steer_topk(
+    logits_pre: Tensor,
+    logits_ft: Tensor,
+    mu: float | Tensor = 1.0,
+    *,
+    k: int,
+    alpha: float = ALPHA,
+    penalty: float = PENALTY,
+    direction: str = KL,
+) -> tuple[Tensor, Tensor]:
+    """The k most probable tokens of the steered distribution (Eq. 10 to 20), best first: what a beam search needs of a step.
+
+    The kernels write nothing of size (..., V): the best token of each piece of a row is known from its statistics, and k times
+    the best of them is taken and replaced by its piece's next one.
+
+    Args:
+        logits_pre: (..., V) logits of the pre-trained model.
+        logits_ft: (..., V) logits of the warm-started model.
+        mu: steering strength, a number or a tensor that broadcasts to (...).
+        k: how many tokens, 1 to V.
+        alpha: confidence threshold in [0, 1].
+        penalty: lambda <= 0 for tokens outside K.
+        direction: "kl" or "log_ratio".
+
+    Returns:
+        tokens (..., k) int64 and logprobs (..., k) float32, ties by the lower token. Where fewer than k tokens have a
+        probability (a penalty of -inf and a small K), token -1 and -inf follow them; a row with NaN has tokens -1 and
+        log-probs NaN. No gradient.
+    """
+    validation.check_logits(logits_pre, logits_ft)
+    validation.check_settings(alpha, direction, penalty)
+    validation.check_k(k, logits_ft.shape[-1])
+    strength = validation.check_strength(mu, logits_ft)
+    if isinstance(strength, Tensor):
+        strength = strength.detach()
+    settings = (k, alpha, penalty, direction)
+    if is_watched(logits_pre, logits_ft, strength):
+        name = backend_for(None, logits_pre, logits_ft)
+        return torch.ops.svdecode.steer_topk(logits_pre, logits_ft, as_tensor(strength), *settings, name)
+    return runner_for("steer_topk", None, logits_pre, logits_ft)(logits_pre, logits_ft, strength, *settings)

@@ -110,6 +110,11 @@ def steered_logits(rows: Rows, mu: Tensor, penalty: float) -> Tensor:
     return torch.where(rows.kept, rows.z + mu * rows.delta, outside)
 
 
+def _steered_logprobs(rows: Rows, mu: float | Tensor, penalty: float) -> Tensor:
+    mu = torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape)
+    return torch.log_softmax(steered_logits(rows, mu, penalty), -1)
+
+
 def fused_steer(
     logits_pre: Tensor,
     logits_ft: Tensor,
@@ -130,7 +135,7 @@ def fused_steer(
     if mu is None:
         mu = mu_star if mu_star is not None else 1.0
     mu = torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape)
-    logprobs = _nan_where_invalid(torch.log_softmax(steered_logits(rows, mu, penalty), -1), rows)
+    logprobs = _nan_where_invalid(_steered_logprobs(rows, mu, penalty), rows)
     return (
         logprobs if out is None else out.copy_(logprobs),
         _nan_where_invalid(mu, rows),
@@ -195,9 +200,7 @@ def steer_sample(
     Truncation as in transformers: temperature, then top_k, then top_p; tokens that tie with the last one are kept.
     """
     rows = row_values(logits_pre, logits_ft, alpha, direction)
-    logprobs = torch.log_softmax(
-        steered_logits(rows, torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape), penalty), -1
-    )
+    logprobs = _steered_logprobs(rows, mu, penalty)
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)
     if temperature == 0:
         best = logprobs == logprobs.amax(-1, keepdim=True)
@@ -220,3 +223,14 @@ def steer_sample(
         tokens = (cdf <= target).sum(-1).minimum(last)
     tokens = tokens.masked_fill(rows.invalid, -1)
     return tokens, _nan_where_invalid(at_label(logprobs, tokens), rows)
+
+
+def steer_topk(
+    logits_pre: Tensor, logits_ft: Tensor, mu: Tensor, k: int, alpha: float, penalty: float, direction: str
+) -> tuple[Tensor, Tensor]:
+    """(tokens (..., k) int64, logprobs (..., k)), best first, ties by the lower token; -1 where there are fewer than k."""
+    rows = row_values(logits_pre, logits_ft, alpha, direction)
+    logprobs = _nan_where_invalid(_steered_logprobs(rows, mu, penalty), rows)
+    ordered, tokens = logprobs.sort(dim=-1, descending=True, stable=True)
+    best, tokens = ordered[..., :k].contiguous(), tokens[..., :k]
+    return tokens.masked_fill(~(best > -math.inf), -1), best

@@ -286,3 +286,26 @@ define(
     _steer_sample,
     _steer_sample_fake,
 )
+
+
+# steer_topk -------------------------------------------------------------------------------------------------------------
+
+
+def _steer_topk(logits_pre, logits_ft, mu, k, *arguments):
+    _checked(logits_pre, logits_ft)
+    validation.check_k(k, logits_ft.shape[-1])
+    return runner("steer_topk")(logits_pre, logits_ft, mu, k, *arguments)
+
+
+def _steer_topk_fake(logits_pre, logits_ft, mu, k, *_):
+    _checked(logits_pre, logits_ft)
+    return rows_like(logits_ft, torch.int64, k), rows_like(logits_ft, float_dtype(logits_pre, logits_ft), k)
+
+
+define(
+    "steer_topk",
+    f"{_PAIR}, Tensor mu, SymInt k, float alpha, float penalty, str direction",
+    "(Tensor, Tensor)",
+    _steer_topk,
+    _steer_topk_fake,
+)

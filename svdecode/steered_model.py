@@ -76,10 +76,10 @@ class SteeredModel:
         """As `pair_logits`, but in lazy mode a row whose kept sets have one token each has the adapted logits twice."""
         return self._pair(inputs, lazily=self.mode == "lazy" and self.penalty == -math.inf)
 
-    def steered_logprobs(self, pre: Tensor, ft: Tensor, out: Tensor | None = None) -> Tensor:
-        """(..., V) float32 log-probs of the steered distribution, in `out` where it is given."""
+    def steered_logprobs(self, pre: Tensor, ft: Tensor) -> Tensor:
+        """(..., V) float32 log-probs of the steered distribution."""
         settings = {"alpha": self.alpha, "penalty": self.penalty, "direction": self.direction}
-        return fused_steer(pre, ft, self.mu, **settings, return_kl=False, out=out).logprobs
+        return fused_steer(pre, ft, self.mu, **settings, return_kl=False).logprobs
 
     def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
         """The model's own `generate()`, from the steered distribution."""

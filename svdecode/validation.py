@@ -169,3 +169,11 @@ def check_sampling(temperature: object, top_k: object, top_p: object) -> None:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and check_number("top_p", top_p, 0.0, 1.0) == 0:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+
+
+def check_k(k: object, vocabulary: int) -> None:
+    """An integer in [1, vocabulary]."""
+    if isinstance(k, bool) or not isinstance(k, int | torch.SymInt):
+        raise TypeError(f"k must be an integer, got {type(k).__name__}")
+    if not 1 <= k <= vocabulary:
+        raise ValueError(f"k must be in [1, {vocabulary}], got {k}")

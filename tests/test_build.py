@@ -137,6 +137,7 @@ def test_address_and_undefined_behaviour_sanitizers(checkout, tmp_path):
         "steered_nll",
         "steering_vector",
         "steer_sample",
+        "steer_topk",
         "backward",
         "compiled",
     ]

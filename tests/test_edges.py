@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from tiny import (
     two_model_logits,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BloomConfig, BloomForCausalLM, StaticCache, T5Config, T5ForConditionalGeneration
 
 import svdecode
@@ -194,6 +197,38 @@ def test_the_thin_loop_leaves_nothing_that_training_cannot_use():
     steered(input_ids=IDS, labels=IDS).loss.backward()
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("penalty", [-torch.inf, -1.0])
+def test_the_thin_loop_makes_nothing_of_the_size_of_the_vocabulary(num_beams, penalty, monkeypatch):
+    """Outside the models' forwards no operation has a result with as many entries as one row of logits."""
+    vocabulary, made, next_logits = 5003, [], decoding_state.DecodingState.next_logits
+
+    class Watch(TorchDispatchMode):
+        inside = False
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if not self.inside:
+                sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor) and not x._is_view()]
+                made.append((max(sizes, default=0), str(func)))
+            return result
+
+    def forward(state):
+        Watch.inside = True
+        logits = next_logits(state)
+        Watch.inside = False
+        return logits
+
+    monkeypatch.setattr(decoding_state.DecodingState, "next_logits", forward)
+    steered = svdecode.steer(tiny_lora(vocabulary), mu=MU, alpha=0.02, penalty=penalty)
+    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "cpu")
+    with Watch():
+        svdecode.generate(steered, IDS, max_new_tokens=4, num_beams=num_beams, eos_token_id=[])
+    operator = "steer_topk" if num_beams > 1 else "steer_sample"
+    assert any(operator in name for _, name in made)
+    assert max(made)[0] < vocabulary, max(made)
+
+
 def test_the_thin_loop_on_a_static_cache(monkeypatch):
     """As on a GPU: greedy and beams, whose prompts become rows of their own after the first step."""
     ids, mask = left_padded()
@@ -216,8 +251,9 @@ def test_rows_without_a_distribution_are_an_error():
     broken = nn.Parameter(model.get_base_model().lm_head.weight.clone())
     broken.data[3] = torch.nan
     model.get_base_model().lm_head.weight = broken
-    with pytest.raises(RuntimeError, match="NaN"):
-        svdecode.generate(svdecode.steer(model, mu=MU), IDS, max_new_tokens=2)
+    for beams in (1, 2):
+        with pytest.raises(RuntimeError, match="NaN"):
+            svdecode.generate(svdecode.steer(model, mu=MU), IDS, max_new_tokens=2, num_beams=beams)
 
 
 @torch.no_grad()

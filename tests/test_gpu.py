@@ -24,7 +24,8 @@ def decode_step(pre, ft, labels):
     out = svdecode.fused_steer(pre, ft, labels=labels)
     sampled = svdecode.steer_sample(pre, ft, 0.5, temperature=0.8, top_k=20, top_p=0.9)
     greedy = svdecode.steer_sample(pre, ft, 0.5, temperature=0.0)
-    return (*out, *sampled, *greedy, *svdecode.optimal_strength(pre, ft, labels))
+    best = svdecode.steer_topk(pre, ft, 0.5, k=8)
+    return (*out, *sampled, *greedy, *best, *svdecode.optimal_strength(pre, ft, labels))
 
 
 def test_graph_capture_and_replay():
@@ -46,6 +47,7 @@ def test_graph_capture_and_replay():
     for got, expected in zip(captured, eager, strict=False):
         assert torch.equal(got, expected)
     assert torch.equal(captured[8], svdecode.steer_sample(pre, ft, 0.5, temperature=0.0)[0])
+    assert torch.equal(captured[10], svdecode.steer_topk(pre, ft, 0.5, k=8)[0])
 
 
 def test_two_streams_at_once():

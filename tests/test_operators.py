@@ -38,6 +38,7 @@ def samples(backend):
             *(torch.randn(3, 3), *plain, labels, mu.detach(), nll, saved),
             *(0.1, -1.0, kl, True, False, backend),
         ),
+        "steer_topk": (*plain, mu.detach(), 4, 0.1, inf, kl, backend),
         "steer_sample": (*plain, mu.detach(), torch.rand(3), 0.8, 5, 0.9, 0.1, inf, kl, backend),
     }
 
@@ -154,6 +155,9 @@ def test_fused_steer_refuses(arguments, keywords, error, words):
         (lambda: svdecode.steer_sample(PRE, FT, temperature=-1), ValueError, "temperature"),
         (lambda: svdecode.steer_sample(PRE, FT, top_k=0), ValueError, "top_k"),
         (lambda: svdecode.steer_sample(PRE, FT, top_k=1.5), TypeError, "top_k"),
+        (lambda: svdecode.steer_topk(PRE, FT, k=0), ValueError, "k"),
+        (lambda: svdecode.steer_topk(PRE, FT, k=PRE.shape[-1] + 1), ValueError, "k"),
+        (lambda: svdecode.steer_topk(PRE, FT, k=2.0), TypeError, "k"),
         (lambda: svdecode.steer_sample(PRE, FT, top_p=0), ValueError, "top_p"),
         (lambda: svdecode.steer_sample(PRE, FT, top_p=1.1), ValueError, "top_p"),
     ],

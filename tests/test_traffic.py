@@ -39,6 +39,7 @@ def test_scalars_read_both_inputs_once(table):
         "optimal_strength",
         "steer_sample, greedy",
         "steer_sample, temperature 1",
+        "steer_topk, 8 tokens",
         "steered_nll, 4 strengths",
     ):
         assert 1.0 <= table["peaked", operator] <= 1.05, operator

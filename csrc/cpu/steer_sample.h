@@ -5,85 +5,31 @@
 // that can be drawn are gathered once if there are few, which is nearly always, and else computed again on every walk.
 #pragma once
 
-#include "kept.h"
+#include "steered_row.h"
 
 namespace svdecode {
 namespace SVDECODE_TARGET {
 
 constexpr int GATHERED = 4096;
 
-struct Best {
-  float max = -INFINITE, total = 0;  // steered maximum and normaliser
-  int64_t token = NO_TOKEN;          // the lowest token at the maximum
-};
-
-class SampleRow {
+class SampleRow : SteeredRow {
  public:
   SampleRow(const SampleArguments& arguments, int64_t row)
-      : g_(arguments), row_(row), pair_(arguments.rows, row), pieces_(pair_.tiles()) {}
+      : SteeredRow(arguments.rows, arguments.settings, arguments.mu_rows ? arguments.mu_rows[row] : arguments.mu, row),
+        g_(arguments),
+        row_(row) {}
 
   void run(const Workers& workers) {
-    values_ = finalise(row_statistics<false>(pair_, pieces_.get(), workers));
-    if (!values_.valid) return write(-1, NOT_A_NUMBER);
-    threshold_ = values_.max + g_.settings.log_alpha;
-    mu_ = g_.mu_rows ? g_.mu_rows[row_] : g_.mu;
-    shift_ = shift_outside(mu_, g_.settings.penalty);
-    const Best best = best_of_row(workers);
-    top_ = best.max;
-    const int64_t token = g_.temperature == 0.0f || best.token == NO_TOKEN ? best.token : draw();
+    if (!look(workers)) return write(-1, NOT_A_NUMBER);
+    const int64_t token = g_.temperature == 0.0f || best_.token == NO_TOKEN ? best_.token : draw();
     if (!pair_.holds(token)) return write(-1, NOT_A_NUMBER);
-    const float z = pair_.z(token);
-    const Steering s = steering(z, pair_.a(token), values_, g_.settings.kl_direction);
-    write(token, steered(s.u, s.delta, z >= threshold_, mu_, shift_) - best.max - logarithm(best.total));
+    write(token, logprob(token));
   }
 
  private:
-  bool drop() const { return shift_ == -INFINITE; }
-  bool reachable(int64_t tile) { return !drop() || pieces_[tile].max >= threshold_; }
-
   void write(int64_t token, float logprob) {
     g_.tokens_out[row_] = logprob == logprob ? token : -1;
     g_.logprobs_out[row_] = logprob;
-  }
-
-  // body(first token, zs, count) over the blocks of a tile that hold a token with a finite zs.
-  template <class Body>
-  void for_steered(int64_t t, Buffers& buffers, const Body& body) {
-    const Tile tile = pair_.load(t, buffers);
-    for_blocks(tile, threshold_, drop(), [&](int begin, int count) {
-      alignas(64) float zs[BLOCK];
-      steered_block(tile, begin, count, values_, threshold_, mu_, shift_, 0.0f, g_.settings.kl_direction, zs);
-      body(tile.begin + begin, zs, count);
-    });
-  }
-
-  Best best_of_row(const Workers& workers) {
-    Scratch<Best> bests(pair_.tiles());
-    int64_t busy = 0;
-    for (int64_t t = 0; t < pair_.tiles(); ++t) busy += reachable(t);
-    workers.tiles(pair_.tiles(), busy, [&](int64_t begin, int64_t end) {
-      Buffers buffers;
-      for (int64_t t = begin; t < end; ++t) {
-        Best best;
-        if (reachable(t)) {
-          float max = -INFINITE;
-          for_steered(t, buffers, [&](int64_t first, const float* zs, int count) {
-            add_block_total(max, best.total, zs, count);
-            if (!(max > best.max)) return;  // a tie keeps the lower token
-            best.max = max;
-            best.token = first;
-            while (zs[best.token - first] != max) ++best.token;
-          });
-        }
-        bests[t] = best;
-      }
-    });
-    Best all;
-    for (int64_t t = 0; t < pair_.tiles(); ++t) {
-      if (bests[t].max > all.max) all.token = bests[t].token;
-      add_totals(all.max, all.total, bests[t].max, bests[t].total);
-    }
-    return all;
   }
 
   struct Gathered {
@@ -106,7 +52,7 @@ class SampleRow {
       if (!reachable(t)) continue;
       for_steered(t, buffers, [&](int64_t first, const float* zs, int count) {
         for (int i = 0; i < count && go_on; ++i) {
-          if (zs[i] > -INFINITE) go_on = body(first + i, top_ - zs[i]);
+          if (zs[i] > -INFINITE) go_on = body(first + i, best_.max - zs[i]);
         }
       });
     }
@@ -178,10 +124,6 @@ class SampleRow {
 
   const SampleArguments& g_;
   const int64_t row_;
-  const RowPair pair_;
-  Scratch<Statistics> pieces_;
-  Row values_;
-  float threshold_ = 0, mu_ = 0, shift_ = 0, top_ = 0;
   Gathered gathered_[GATHERED];
   int64_t num_gathered_ = 0;
 };

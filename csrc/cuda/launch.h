@@ -13,6 +13,7 @@ size_t scratch_bytes(const Rows& rows);
 
 void fused_steer(const SteerArguments& arguments, void* scratch, void* stream);
 void steer_sample(const SampleArguments& arguments, void* scratch, void* stream);
+void steer_topk(const TopkArguments& arguments, void* scratch, void* stream);
 
 }  // namespace cuda
 }  // namespace svdecode

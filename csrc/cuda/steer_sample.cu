@@ -4,6 +4,7 @@
 // their order, and then sit in registers while top_k and top_p, limits on the cost max(zs) - zs of a token, are found by bisection
 // on the bits of a float. If there are more than SPLIT of them, each step walks over the splits again.
 #include "scratch.h"
+#include "steered_row.h"
 
 namespace svdecode {
 namespace cuda {
@@ -14,32 +15,13 @@ struct Candidates {
   int token[PER_THREAD];
 };
 
-struct Draw {
-  Row row;
-  float threshold, mu, shift;
+struct Draw : SteeredRow {
   float top, total;  // steered maximum and normaliser
   int best;          // the lowest token at the maximum
   int gathered;      // tokens in the lists below, or more than SPLIT
   float costs[SPLIT];
   int tokens[SPLIT];
 };
-
-// zs of the tokens of a thread, relative to the row's maximum, -inf where there is none.
-__device__ void steered_tokens(const RowInputs& in, int split, const Draw& d, bool kl_direction, float* zs) {
-  float a[PER_THREAD];
-  load(in.ft, first_token(split), in.vocabulary, zs);
-  load(in.pre, first_token(split), in.vocabulary, a);
-#pragma unroll
-  for (int i = 0; i < PER_THREAD; ++i) {
-    const bool inside = first_token(split) + i < in.vocabulary;
-    const Steering s = steering(zs[i], a[i], d.row, kl_direction);
-    zs[i] = inside ? steered(s.u, s.delta, zs[i] >= d.threshold, d.mu, d.shift) : -INFINITE;
-  }
-}
-
-__device__ bool is_reachable(const Statistics& split, const Draw& d) {
-  return d.shift > -INFINITE || split.max >= d.threshold;
-}
 
 // Maximum, normaliser and best token of the row, and the tokens that can be drawn while there is room for them.
 __device__ void gather(const SampleArguments& g, const RowInputs& in, const Statistics* splits, int count, Draw& d, Shared& shared) {
@@ -49,23 +31,16 @@ __device__ void gather(const SampleArguments& g, const RowInputs& in, const Stat
     if (!is_reachable(splits[split], d)) continue;
     float zs[PER_THREAD];
     steered_tokens(in, split, d, g.settings.kl_direction, zs);
-    float own = -INFINITE;
-    int own_token = NO_TOKEN, finite = 0;
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) {
-      if (zs[i] > own) own_token = first_token(split) + i;
-      own = larger(zs[i], own);
-      finite += zs[i] > -INFINITE;
-    }
-    const float split_max = block_reduce(own, shared, Max());
-    // Token ids below 2^24 are exact in fp32; larger vocabularies do not exist.
-    const float lowest = -block_reduce(own == split_max && own_token != NO_TOKEN ? -own_token : -0x1p30f, shared, Max());
-    if (split_max > max) best = static_cast<int>(lowest);  // a tie keeps the lower split
+    const Best here = block_best(thread_best(zs, split), shared);
+    if (here.max > max) best = here.token;  // a tie keeps the lower split
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) sum += exponential(zs[i] - finite_or_zero(split_max));
-    add_totals(max, total, split_max, block_reduce(sum, shared, Sum()));
+    for (int i = 0; i < PER_THREAD; ++i) sum += exponential(zs[i] - finite_or_zero(here.max));
+    add_totals(max, total, here.max, block_reduce(sum, shared, Sum()));
     if (g.temperature > 0.0f) {
+      int finite = 0;
+#pragma unroll
+      for (int i = 0; i < PER_THREAD; ++i) finite += zs[i] > -INFINITE;
       float found;
       const float before = block_prefix_sum(static_cast<float>(finite), shared, found) - finite;
       int at = gathered + static_cast<int>(before);
@@ -208,14 +183,7 @@ __global__ void __launch_bounds__(THREADS, 4) sample_kernel(SampleArguments g, S
   if (threadIdx.x == 0) own.splits[at.split] = statistics;
   if (!is_last_of_row(scratch.arrived + at.row, at.splits, is_last)) return;
 
-  const Statistics merged = merge_splits(own.splits, at.splits, false, shared);
-  if (threadIdx.x == 0) {
-    d.row = finalise(merged);
-    d.threshold = d.row.max + g.settings.log_alpha;
-    d.mu = g.mu_rows ? g.mu_rows[at.row] : g.mu;
-    d.shift = shift_outside(d.mu, g.settings.penalty);
-  }
-  __syncthreads();
+  merge_steered(own.splits, at.splits, g.settings, g.mu_rows ? g.mu_rows[at.row] : g.mu, d, shared);
   int token = NO_TOKEN;
   if (d.row.valid) {
     gather(g, in, own.splits, at.splits, d, shared);

@@ -76,7 +76,7 @@ def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list
     """One entry an operator: median seconds here and in eager PyTorch, and the least bytes."""
     import torch
 
-    from svdecode.ops import fused_steer, steer_sample, steered_nll
+    from svdecode.ops import fused_steer, steer_sample, steer_topk, steered_nll
 
     rows, size = ft.shape
     labels = torch.randint(size, (rows,), device=ft.device)
@@ -87,6 +87,7 @@ def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list
         "fused_steer": (lambda: fused_steer(pre, ft, MU, out=out), read + 4 * out.numel()),
         "steer_sample, greedy": (lambda: steer_sample(pre, ft, MU, temperature=0.0), read),
         "steer_sample, top-p": (lambda: steer_sample(pre, ft, MU, top_k=50, top_p=0.9), read),
+        "steer_topk, 8 tokens": (lambda: steer_topk(pre, ft, MU, k=8), read),
         "steered_nll, 8 strengths": (lambda: steered_nll(pre, ft, labels, mus), read),
     }
     backends = sys.modules["svdecode.backends"]  # `svdecode.backends` is the function
