@@ -119,7 +119,7 @@ def pick_best_kernel(
         next_token = NO_TOKEN
         for j in range(TILES):
             tile = (chosen // (TILES * TILE)) * TILES + j
-            wanted = some & (tile < num_splits * TILES)
+            wanted = some & (i + 1 < count) & (tile < num_splits * TILES)
             if DROP:
                 wanted = wanted & (
                     tl.load(tiles + TILE_MAX * num_splits * TILES + tile, mask=wanted, other=NEG_INF) >= threshold

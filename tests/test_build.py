@@ -95,7 +95,7 @@ def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", text)]
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert {architecture for _, architecture in kernels} == {"80", "90", "100", "120"}
-    assert len(registers) == len(spills) == len(kernels) == 4 * 6
+    assert len(registers) == len(spills) == len(kernels) == 4 * 7
     assert set(spills) == {("0", "0")}
     assert max(registers) <= 64
     (library,) = (tmp_path / "lib").rglob("*.so")

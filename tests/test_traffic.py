@@ -52,7 +52,8 @@ def test_a_finite_penalty_reads_one_input_again(table):
 def test_flat_rows(table):
     for (rows, operator), ratio in table.items():
         if rows == "flat" and "labels" not in operator:
-            assert ratio <= 2.1, operator
+            split = 0.032  # of the minimum, which steer_topk reads again for each token but the last
+            assert ratio <= 2.1 + 7 * split * operator.startswith("steer_topk"), operator
 
 
 def test_the_counter_counts():

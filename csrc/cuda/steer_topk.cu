@@ -11,46 +11,6 @@ namespace {
 
 static_assert(sizeof(Best) <= sizeof(KeptSums), "the best token of a split is kept where its sums would be");
 
-// The best token of a split behind `last`, which is {+inf, -1} before the first. One function, never inlined: zs of a token must come
-// out the same each time, or a token could be taken twice.
-__device__ __noinline__ Best next_best(
-    const RowInputs& in, int split, const SteeredRow& steered, Best last, bool kl_direction, float* total, Shared& shared) {
-  float zs[PER_THREAD];
-  steered_tokens(in, split, steered, kl_direction, zs);
-  float behind[PER_THREAD];
-#pragma unroll
-  for (int i = 0; i < PER_THREAD; ++i) {
-    const bool is_behind = zs[i] < last.max || (zs[i] == last.max && first_token(split) + i > last.token);
-    behind[i] = is_behind ? zs[i] : -INFINITE;
-  }
-  const Best best = block_best(thread_best(behind, split), shared);
-  if (total != nullptr) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) sum += exponential(zs[i] - finite_or_zero(best.max));
-    *total = block_reduce(sum, shared, Sum());
-  }
-  return best;
-}
-
-// Best tokens of all splits, and the normaliser of the row.
-__device__ float find_bests(
-    const RowInputs& in, const Statistics* splits, int count, const SteeredRow& steered, bool kl_direction, Best* bests,
-    Shared& shared) {
-  float max = -INFINITE, total = 0.0f;
-  for (int split = 0; split < count; ++split) {
-    Best best = {-INFINITE, NO_TOKEN};
-    if (is_reachable(splits[split], steered)) {
-      float sum;
-      best = next_best(in, split, steered, {INFINITE, -1}, kl_direction, &sum, shared);
-      add_totals(max, total, best.max, sum);
-    }
-    if (threadIdx.x == 0) bests[split] = best;
-  }
-  __syncthreads();
-  return total > 0.0f && total < INFINITE ? max + logarithm(total) : NOT_A_NUMBER;
-}
-
 __global__ void __launch_bounds__(THREADS, 4) topk_kernel(TopkArguments g, Scratch scratch) {
   __shared__ Shared shared;
   __shared__ SteeredRow steered;
@@ -63,33 +23,54 @@ __global__ void __launch_bounds__(THREADS, 4) topk_kernel(TopkArguments g, Scrat
   if (!is_last_of_row(scratch.arrived + at.row, at.splits, is_last)) return;
 
   merge_steered(own.splits, at.splits, g.settings, g.mu_rows ? g.mu_rows[at.row] : g.mu, steered, shared);
-  const bool kl_direction = g.settings.kl_direction;
   Best* bests = reinterpret_cast<Best*>(own.kept);
-  float normaliser = NOT_A_NUMBER;
-  if (steered.row.valid) normaliser = find_bests(in, own.splits, at.splits, steered, kl_direction, bests, shared);
-  const bool sound = normaliser == normaliser;
-  int64_t* tokens = g.tokens_out + at.row * g.k;
-  float* logprobs = g.logprobs_out + at.row * g.k;
-  bool goes_on = sound;
-  for (int64_t i = 0; i < g.k; ++i) {
-    Best best = {-INFINITE, NO_TOKEN};
-    if (goes_on) {
-      for (int split = threadIdx.x; split < at.splits; split += THREADS) {
-        if (bests[split].max > best.max) best = bests[split];  // a tie keeps the lower split
+  float max = -INFINITE, total = 0.0f;
+  bool sound = false, goes_on = false;
+  // The first steps find the best token of each split, and g.k more take the best of these. One loop, so that there is one copy of
+  // the scan in it: zs of a token must come out the same each time, or a token could be taken twice.
+  for (int64_t step = steered.row.valid ? 0 : at.splits; step < at.splits + g.k; ++step) {
+    int split = static_cast<int>(step);
+    Best last = {INFINITE, -1};  // what comes before all tokens
+    if (step < at.splits) {
+      if (!is_reachable(own.splits[split], steered)) {
+        if (threadIdx.x == 0) bests[split] = {-INFINITE, NO_TOKEN};
+        continue;
       }
-      best = block_best(best, shared);
-      goes_on = best.token != NO_TOKEN;
+    } else {
+      if (step == at.splits) {
+        goes_on = sound = total > 0.0f && total < INFINITE;
+        __syncthreads();  // bests of splits without a kept token
+      }
+      last = {-INFINITE, NO_TOKEN};
+      for (int i = threadIdx.x; goes_on && i < at.splits; i += THREADS) {
+        if (bests[i].max > last.max) last = bests[i];  // a tie keeps the lower split
+      }
+      last = block_best(last, shared);
+      goes_on = goes_on && last.token != NO_TOKEN;
+      if (threadIdx.x == 0) {
+        const int64_t out = at.row * g.k + step - at.splits;
+        g.tokens_out[out] = goes_on ? last.token : -1;
+        g.logprobs_out[out] = goes_on ? last.max - max - logarithm(total) : sound ? -INFINITE : NOT_A_NUMBER;
+      }
+      if (!goes_on || step + 1 == at.splits + g.k) continue;
+      split = last.token / SPLIT;
     }
-    if (threadIdx.x == 0) {
-      tokens[i] = goes_on ? best.token : -1;
-      logprobs[i] = goes_on ? best.max - normaliser : sound ? -INFINITE : NOT_A_NUMBER;
+    float zs[PER_THREAD];
+    steered_tokens(in, split, steered, g.settings.kl_direction, zs);
+#pragma unroll
+    for (int i = 0; i < PER_THREAD; ++i) {
+      const bool is_left = zs[i] < last.max || (zs[i] == last.max && first_token(split) + i > last.token);
+      zs[i] = is_left || !(zs[i] == zs[i]) ? zs[i] : -INFINITE;
     }
-    if (goes_on && i + 1 < g.k) {
-      const int split = best.token / SPLIT;
-      const Best next = next_best(in, split, steered, best, kl_direction, nullptr, shared);
-      if (threadIdx.x == 0) bests[split] = next;
-      __syncthreads();
+    const Best next = block_best(thread_best(zs, split), shared);
+    if (step < at.splits) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < PER_THREAD; ++i) sum += exponential(zs[i] - finite_or_zero(next.max));
+      add_totals(max, total, next.max, block_reduce(sum, shared, Sum()));
     }
+    if (threadIdx.x == 0) bests[split] = next;
+    __syncthreads();
   }
 }
 
