@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from svdecode.evaluation.comparison import difference, summary
 from svdecode.evaluation.tasks.base import Metric, Task
 from svdecode.files import write_atomically
+
+SAME_ANSWER = 0.9
+"""From this share on, a system that gives one answer to so many questions is named in the report."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Report:
     """metric -> system -> {"difference", "interval", "verdict", "mcnemar_p", ...} to the baseline on the same questions."""
     baseline: str | None
     notes: list[str] = field(default_factory=list)
+    usual_answers: dict[str, dict[str, object]] = field(default_factory=dict)
+    """The answer that each system gives most often, {"answer", "share"}: a label given to all questions is no knowledge."""
     unjudged: dict[str, int] = field(default_factory=dict)
     """Answers of each system that got no verdict."""
     seconds: float = 0.0
@@ -94,6 +100,15 @@ class Report:
             if silent:
                 which = "every SVDecode strength" if len(silent) == len(ours) else ", ".join(silent)
                 found.append(f"{metric}: no gain is shown for {which}: the interval of the difference contains 0.")
+        same: dict[str, list[str]] = {}
+        for name, usual in self.usual_answers.items():
+            if usual["share"] >= SAME_ANSWER:
+                same.setdefault(usual["answer"], []).append(f"{name} ({usual['share']:.0%})")
+        for answer, names in same.items():
+            found.append(
+                f"Nearly all answers are {answer!r} for {', '.join(names)}: the figure is that answer's share among the right "
+                "ones, and a difference between two such systems is no better or worse knowledge."
+            )
         for name, count in self.unjudged.items():
             if count:
                 found.append(f"{name}: {count} of {self.questions} answers are unjudged and left out of its figures.")
@@ -126,6 +141,24 @@ def summarise(
                 other, _ = _tensors(held, baseline, metric)
                 comparisons.setdefault(metric.name, {})[name] = difference(metric, values, other, weights, seed)
     return results, comparisons
+
+
+def usual_answers(records: list[dict], systems: list[str]) -> dict[str, dict[str, object]]:
+    """{"answer", "share"} of what each system answers most often, the best choice or the generated text."""
+    found = {}
+    for name in systems:
+        given = Counter(answer for record in records if (answer := _answer(record, name)) is not None)
+        if given:
+            answer, count = given.most_common(1)[0]
+            found[name] = {"answer": answer, "share": count / given.total()}
+    return found
+
+
+def _answer(record: dict, system: str) -> str | None:
+    if "choices" in record:
+        logprobs = [-math.inf if v is None else v for v in record["logprobs"][system]]  # records.py writes them so
+        return record["choices"][logprobs.index(max(logprobs))].strip()
+    return record.get("answers", {}).get(system)
 
 
 def _held(records: list[dict], metric: Metric, system: str) -> list[dict]:

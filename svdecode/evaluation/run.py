@@ -15,7 +15,7 @@ from svdecode.evaluation.generation import DECODINGS
 from svdecode.evaluation.items import check_length, chunks, encode_items, positions, window
 from svdecode.evaluation.judge import Judge
 from svdecode.evaluation.records import Records
-from svdecode.evaluation.report import Report, summarise
+from svdecode.evaluation.report import Report, summarise, usual_answers
 from svdecode.evaluation.runner import Runner, run_all
 from svdecode.evaluation.selection import baselines_of, common_name, named, select_systems
 from svdecode.evaluation.systems import System
@@ -137,6 +137,7 @@ def evaluate(
         comparisons=comparisons,
         baseline=common_name(baselines),
         notes=_notes(chosen, rows, shots, judge, known, names),
+        usual_answers=usual_answers(found, list(names)),
         unjudged=unjudged,
         seconds=round(time.perf_counter() - start, 2),
         tokens=tokens,
