@@ -28,6 +28,7 @@ def rows(runs: Path, task: str) -> list[str]:
             head = ["method", "learning rate", "coverage", "mu, exact [95%]"]
             head += [f"{m}: {PRETRAINED}, {WARM}, SVDecode" for m in metrics]
             head += [f"{m}: SVDecode - {WARM} [95%]" for m in metrics]
+            head += ["share of each one's most frequent answer"]
             found = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         low, high = calibration["intervals"]["exact"]
         cells = [settings["method"], f"{settings['learning_rate']:g}", f"{calibration['coverage']:.2f}"]
@@ -39,6 +40,8 @@ def rows(runs: Path, task: str) -> list[str]:
             change = report["comparisons"][metric][STEERED]
             low, high = change["interval"]
             cells.append(f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        usual = report["usual_answers"]
+        cells.append(", ".join(f"{usual[system]['share']:.2f}" for system in (PRETRAINED, WARM, STEERED)))
         found.append(f"| {' | '.join(cells)} |")
     if not found:
         raise SystemExit(f"no finished run of {task} in {runs}")

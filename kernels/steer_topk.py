@@ -90,9 +90,7 @@ def pick_best_kernel(
         held = held & (maxima >= threshold)
     sums = sums_ptr + row64 * (SAMPLE_FIELDS * num_splits)
     best = tl.load(sums + BEST_MAX * num_splits + split, mask=held, other=NEG_INF)
-    top, steered_total = merge_totals(
-        best, tl.load(sums + BEST_TOTAL * num_splits + split, mask=held, other=0.0)
-    )
+    top, steered_total = merge_totals(best, tl.load(sums + BEST_TOTAL * num_splits + split, mask=held, other=0.0))
     normaliser = top + tl.log(steered_total)
     sound = valid & (steered_total > 0) & (steered_total < float("inf"))
     first = tl.load(sums + BEST_TOKEN * num_splits + split, mask=held, other=0.0).to(tl.int32, bitcast=True)
@@ -125,9 +123,7 @@ def pick_best_kernel(
                     tl.load(tiles + TILE_MAX * num_splits * TILES + tile, mask=wanted, other=NEG_INF) >= threshold
                 )
             if wanted:
-                ids, zs = steered_tile(
-                    pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE
-                )
+                ids, zs = steered_tile(pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE)
                 left = ((zs < last_max) | ((zs == last_max) & (ids > last_token))) & (ids != gone)
                 zs = tl.where(left, zs, NEG_INF)
                 tile_max = tl.max(zs, 0)

@@ -1,7 +1,8 @@
 """svdecode: Steering Vector Decoding (arXiv 2509.15888) as fused kernels and a drop-in decoding loop.
 
 The operators (`fused_steer`, `steering_vector`, `optimal_strength`, `steered_nll`, `steer_sample`, `steer_topk`) need torch
-alone. What works on models (`steer`, `generate`, `calibrate`, `Calibration`) is imported on first use, with transformers and peft.
+alone. What works on models (`steer`, `generate`, `calibrate`, `Calibration`) is imported on first use, with transformers
+and peft.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Beam search of the thin loop, with the rules of transformers' at its defaults (length penalty 1, no early stopping).
 
 The score of a sequence is the sum of its steered log-probs; finished ones are ranked by the mean over their new tokens. Each
-step takes the best tokens of each beam with `steer_topk`, which writes no (beams, V) result, and looks at the best of all beams of a
-prompt together: those that end and are among the best `num_beams` are
-finished, the best `num_beams` that do not end go on. A prompt is done when its best beam cannot beat the worst of as many
-finished ones.
+step takes the best tokens of each beam with `steer_topk`, which writes no (beams, V) result, and looks at the best of all
+beams of a prompt together: those that end and are among the best `num_beams` are finished, the best `num_beams` that do not
+end go on. A prompt is done when its best beam cannot beat the worst of as many finished ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a public operator reaches the backend that computes it: through `torch.ops.svdecode`, or the short way where nothing looks on."""
+"""How a public operator reaches its backend: through `torch.ops.svdecode`, or the short way where nothing looks on."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def test_the_best_of_the_distribution(case, mu, k, backend, device):
     k = min(k, pre.shape[-1])
     tokens, logprobs = svdecode.steer_topk(pre, ft, mu, k=k, **case.settings)
     assert tokens.shape == logprobs.shape == (*case.shape[:-1], k)
-    assert tokens.dtype == torch.int64 and logprobs.dtype == torch.float32
+    assert tokens.dtype == torch.int64
+    assert logprobs.dtype == torch.float32
     truth = svdecode.fused_steer(pre.double(), ft.double(), mu, **case.settings).logprobs  # on the reference
     if truth.numel():
         assert_best(tokens, logprobs, truth, k)
@@ -90,7 +91,8 @@ def test_one_bad_row_or_strength_leaves_the_others_alone(backend, device):
     assert logprobs.isnan().all(-1).tolist() == [False, True, True, False]
     assert (tokens[1:3] == -1).all()
     alone = svdecode.steer_topk(pre[3:], ft[3:], 0.5, k=3)
-    assert torch.equal(tokens[3:], alone[0]) and torch.equal(logprobs[3:], alone[1])
+    assert torch.equal(tokens[3:], alone[0])
+    assert torch.equal(logprobs[3:], alone[1])
 
 
 def test_agrees_with_greedy_and_with_strided_rows(backend, device):
