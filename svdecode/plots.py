@@ -98,7 +98,7 @@ def _view(calibration: Calibration) -> tuple[float, float]:
     exact = [calibration.estimates["exact"], *calibration.intervals.get("exact", [])]
     chosen = [calibration.mu, *calibration.intervals.get(calibration.estimator, [])]
     others = [v for name, v in calibration.estimates.items() if name in ("newton", "ratio", "median")]
-    shown, reach = [0.0, 0.25], 0.25
+    shown, reach = [0.0, 0.25, calibration.mu], max(0.25, abs(calibration.mu))
     for value in sorted((*exact, *chosen, *others), key=abs):
         if abs(value) <= 6 * reach:
             shown.append(value)
