@@ -1,9 +1,17 @@
-"""What `steer_sample` needs of each split: its best token, its part of the steered normaliser, its mass at the temperature."""
+"""What `steer_sample` and `steer_topk` need of each split: its best token, its part of the steered normaliser, its mass.
+
+The mass is at the temperature, and only where a token is drawn.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from svdecode.kernels.fused_steer import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
     MAX,
@@ -17,9 +25,12 @@ from svdecode.kernels.row_algebra import (
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field, load_tile, merge_row
-from svdecode.kernels.settings import COMPILED_ROW
+from svdecode.kernels.row_layout import RowLayout, row_start
+from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
+from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
+from torch import Tensor
+
+from svdecode.constants import KL
 
 BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(i) for i in range(4))
 SAMPLE_FIELDS = tl.constexpr(4)
@@ -104,6 +115,43 @@ def sample_sums_kernel(
         tl.store(own + BEST_TOTAL * num_splits, best_total)
         tl.store(own + BEST_TOKEN * num_splits, best_token.to(tl.float32, bitcast=True))
         tl.store(own + MASS * num_splits, mass)
+
+
+class SampledSplits(NamedTuple):
+    """Arguments that the last launch shares with the ones before it, in their order."""
+
+    inputs: tuple
+    numbers: tuple
+    sizes: tuple
+    constants: dict[str, object]
+
+
+def sample_sums(
+    layout: RowLayout, mu: float | Tensor, temperature: float, alpha: float, penalty: float, direction: str
+) -> SampledSplits:
+    """Launch the first two passes over all rows (at least one); a temperature of 0 needs no mass."""
+    pre, ft = layout.tensors
+    vocabulary = ft.shape[-1]
+    rows, num_splits = ft.numel() // vocabulary, splits(vocabulary)
+    source, number, per_row = strength_source(mu, ft)
+    statistics = row_statistics(pre, ft, layout, with_kl=False)
+    sums = torch.empty((rows, SAMPLE_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
+    inputs = (pre, ft, *statistics, sums, per_row)
+    numbers = (number, log_threshold(alpha), penalty)
+    sizes = (vocabulary, num_splits, layout.of(pre, ft))
+    constants = dict(
+        KL_DIRECTION=direction == KL,
+        DROP=penalty == -math.inf,
+        MU=source,
+        TILES=TILES,
+        TILE=TILE,
+        SPLITS=next_power_of_2(num_splits),
+        **LAUNCH,
+    )
+    greedy = temperature == 0
+    inverse_temperature = 1.0 if greedy else 1.0 / temperature
+    sample_sums_kernel[(rows * num_splits,)](*inputs, *numbers, inverse_temperature, *sizes, GREEDY=greedy, **constants)
+    return SampledSplits(inputs, (*numbers, inverse_temperature), sizes, constants)
 
 
 KERNEL_VARIANTS = [

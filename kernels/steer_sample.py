@@ -13,12 +13,9 @@ tokens that cost less have less than the mass top_p. Ties stay together.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
-from svdecode.kernels.fused_steer import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
     MAX,
@@ -36,7 +33,6 @@ from svdecode.kernels.row_statistics import (
     load_field,
     merge_row,
     next_tile,
-    row_statistics,
     tiles_with_kept,
 )
 from svdecode.kernels.sample_sums import (
@@ -46,13 +42,11 @@ from svdecode.kernels.sample_sums import (
     MASS,
     NO_TOKEN,
     SAMPLE_FIELDS,
-    sample_sums_kernel,
+    sample_sums,
     steered_tile,
 )
-from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import COMPILED_ROW
 from torch import Tensor
-
-from svdecode.constants import KL
 
 INFINITY_BITS = tl.constexpr(0x7F800000)
 
@@ -233,40 +227,24 @@ def steer_sample(
     """(tokens, logprobs); arguments are checked by `svdecode.ops`."""
     shape, vocabulary = logits_ft.shape[:-1], logits_ft.shape[-1]
     layout = RowLayout(logits_pre, logits_ft)
-    pre, ft = layout.tensors
+    ft = layout.tensors[1]
     tokens = torch.empty(shape, dtype=torch.int64, device=ft.device)
     logprobs = torch.empty(shape, dtype=torch.float32, device=ft.device)
-    rows, num_splits = tokens.numel(), splits(vocabulary)
+    rows = tokens.numel()
     if rows == 0:
         return tokens, logprobs
-    source, number, per_row = strength_source(mu, ft)
-    greedy = temperature == 0
     with on_device_of(ft):
-        statistics = row_statistics(pre, ft, layout, with_kl=False)
-        sums = torch.empty((rows, SAMPLE_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
-        inputs = (pre, ft, *statistics, sums, per_row)
-        numbers = (number, log_threshold(alpha), penalty, 1.0 if greedy else 1.0 / temperature)
-        sizes = (vocabulary, num_splits, layout.of(pre, ft))
-        shared = dict(
-            KL_DIRECTION=direction == KL,
-            DROP=penalty == -math.inf,
-            MU=source,
-            GREEDY=greedy,
-            TILES=TILES,
-            TILE=TILE,
-            SPLITS=next_power_of_2(num_splits),
-            **LAUNCH,
-        )
-        sample_sums_kernel[(rows * num_splits,)](*inputs, *numbers, *sizes, **shared)
+        found = sample_sums(layout, mu, temperature, alpha, penalty, direction)
         pick_token_kernel[(rows,)](
-            *inputs,
+            *found.inputs,
             *(uniform.reshape(-1).contiguous(), tokens, logprobs),
-            *numbers,
+            *found.numbers,
             *(top_k or 0, 1.0 if top_p is None else top_p),
-            *sizes,
+            *found.sizes,
+            GREEDY=temperature == 0,
             TOP_K=top_k is not None and top_k < vocabulary,
             TOP_P=top_p is not None and top_p < 1,
-            **shared,
+            **found.constants,
         )
     return tokens, logprobs
 

@@ -9,12 +9,9 @@ The third reads the tiles of one split again for each token taken, a few kilobyt
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
-from svdecode.kernels.fused_steer import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
     MAX,
@@ -26,20 +23,18 @@ from svdecode.kernels.row_algebra import (
     shift_outside,
 )
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
-from svdecode.kernels.row_statistics import load_field, merge_row, row_statistics
+from svdecode.kernels.row_statistics import load_field, merge_row
 from svdecode.kernels.sample_sums import (
     BEST_MAX,
     BEST_TOKEN,
     BEST_TOTAL,
     NO_TOKEN,
     SAMPLE_FIELDS,
-    sample_sums_kernel,
+    sample_sums,
     steered_tile,
 )
-from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import COMPILED_ROW
 from torch import Tensor
-
-from svdecode.constants import KL
 
 
 @triton.jit
@@ -140,32 +135,18 @@ def steer_topk(
     logits_pre: Tensor, logits_ft: Tensor, mu: Tensor, k: int, alpha: float, penalty: float, direction: str
 ) -> tuple[Tensor, Tensor]:
     """(tokens (..., k), logprobs (..., k)); arguments are checked by `svdecode.ops`."""
-    shape, vocabulary = logits_ft.shape[:-1], logits_ft.shape[-1]
+    shape = logits_ft.shape[:-1]
     layout = RowLayout(logits_pre, logits_ft)
-    pre, ft = layout.tensors
+    ft = layout.tensors[1]
     tokens = torch.empty((*shape, k), dtype=torch.int64, device=ft.device)
     logprobs = torch.empty((*shape, k), dtype=torch.float32, device=ft.device)
-    rows, num_splits = shape.numel(), splits(vocabulary)
+    rows = shape.numel()
     if rows == 0:
         return tokens, logprobs
-    source, number, per_row = strength_source(mu, ft)
     with on_device_of(ft):
-        statistics = row_statistics(pre, ft, layout, with_kl=False)
-        sums = torch.empty((rows, SAMPLE_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
-        inputs = (pre, ft, *statistics, sums, per_row)
-        numbers = (number, log_threshold(alpha), penalty)
-        sizes = (vocabulary, num_splits, layout.of(pre, ft))
-        shared = dict(
-            KL_DIRECTION=direction == KL,
-            DROP=penalty == -math.inf,
-            MU=source,
-            TILES=TILES,
-            TILE=TILE,
-            SPLITS=next_power_of_2(num_splits),
-            **LAUNCH,
-        )
-        sample_sums_kernel[(rows * num_splits,)](*inputs, *numbers, 1.0, *sizes, GREEDY=True, **shared)
-        pick_best_kernel[(rows,)](*inputs, tokens, logprobs, *numbers, k, *sizes, **shared)
+        found = sample_sums(layout, mu, 0.0, alpha, penalty, direction)
+        *numbers, _temperature = found.numbers
+        pick_best_kernel[(rows,)](*found.inputs, tokens, logprobs, *numbers, k, *found.sizes, **found.constants)
     return tokens, logprobs
 
 
