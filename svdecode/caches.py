@@ -113,7 +113,7 @@ def check_empty(cache: Cache) -> None:
     """ValueError for a cache that another model has filled."""
     if cache.get_seq_length() > 0:
         raise ValueError(
-            "past_key_values holds tokens of one model only, or of another steered one: start from an empty cache"
+            "the cache holds tokens of one model only, or of another steered one: start from an empty cache"
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
 from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
-from svdecode.forward_inputs import last_logits, positions_of, takes_positions
+from svdecode.forward_inputs import CACHE, last_logits, positions_of, takes_positions
 from svdecode.steered_model import SteeredModel
 
 
@@ -43,8 +43,8 @@ class DecodingState:
         pre, ft, _ = self.steered.logits_to_steer(
             input_ids=self.tokens[:, self._start : self.end],
             attention_mask=shown,
-            past_key_values=self._cache,
             use_cache=True,
+            **{CACHE: self._cache},
             **extra,
         )
         return pre[:, -1], ft[:, -1]

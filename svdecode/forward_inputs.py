@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls a model's cache, as an argument of `forward` and in its output: since 5.24, and before."""
+
+CACHE = next(name for name in CACHE_NAMES if name in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)})
+"""The name in the installed version."""
 
 OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
 
@@ -20,6 +28,11 @@ def _arguments(cls: type) -> frozenset[str]:
 def takes(model: PreTrainedModel, argument: str) -> bool:
     """Whether the model's forward has an argument: models with ALiBi have no position_ids, some no logits_to_keep."""
     return argument in _arguments(type(model))
+
+
+def with_cache_name(keywords: dict[str, object]) -> dict[str, object]:
+    """Arguments of a forward or of `generate()`, in which the cache may have either name, with the name `CACHE`."""
+    return {CACHE if name in CACHE_NAMES else name: value for name, value in keywords.items()}
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
@@ -83,7 +96,7 @@ def with_own_prompt(
             f"pretrained_attention_mask must have the shape of pretrained_input_ids, {tuple(pretrained_input_ids.shape)}, "
             f"got {tuple(pretrained_attention_mask.shape)}"
         )
-    ids, cache, prompt = inputs["input_ids"], inputs.get("past_key_values"), pretrained_input_ids
+    ids, cache, prompt = inputs["input_ids"], inputs.get(CACHE), pretrained_input_ids
     past = 0 if cache is None else int(cache.get_seq_length())
     own = max(prompt.shape[1] - past, 0)
     mask = inputs.get("attention_mask")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from svdecode.buffered_cache import buffered_cache, keeps_keys_and_values
-from svdecode.forward_inputs import last_logits, takes_positions
+from svdecode.forward_inputs import CACHE, last_logits, takes_positions
 
 ROOM = 64
 
@@ -80,9 +80,9 @@ class LaggingCache:
             extra["attention_mask"] = of_rows(mask)[:, :total]
         logits = model(
             input_ids=of_rows(self.ids)[:, start:],
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **{CACHE: self.cache},
             **last_logits(model, last),
             **extra,
         ).logits

@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from svdecode.caches import check_empty, companion_of, extend
 from svdecode.forward_inputs import (
+    CACHE,
     OWN_ARGUMENTS,
     combined,
     positions_of,
@@ -28,6 +29,7 @@ from svdecode.forward_inputs import (
     stack,
     takes_positions,
     trim,
+    with_cache_name,
     with_own_prompt,
 )
 from svdecode.lagging import LaggingCache
@@ -83,10 +85,11 @@ class SteeredModel:
 
     def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
         """The model's own `generate()`, from the steered distribution."""
+        keywords = with_cache_name(keywords)
         ids = inputs if inputs is not None else keywords.get("input_ids")
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
             raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
-        own, cache = keywords.get("pretrained_input_ids"), keywords.get("past_key_values")
+        own, cache = keywords.get("pretrained_input_ids"), keywords.get(CACHE)
         started = cache is not None and cache.get_seq_length() > 0
         if own is not None and not started and (ids is None or own.shape != ids.shape):
             raise ValueError(
@@ -111,7 +114,7 @@ class SteeredModel:
         return self
 
     def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
-        inputs["return_dict"] = True
+        inputs = {**with_cache_name(inputs), "return_dict": True}
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number, got a tensor")
         own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
@@ -127,8 +130,8 @@ class SteeredModel:
                 output = self._adapted_forward(inputs, length)
                 ft = output.logits
                 pre = self._lazily(other, ft, cache, lazily) if self.mode == "lazy" else self._second(other, ft, cache)
-        if cache is None and output.get("past_key_values") is not None:  # a prefix's, which nobody asked for
-            output = type(output)(**{name: value for name, value in output.items() if name != "past_key_values"})
+        if cache is None and output.get(CACHE) is not None:  # a prefix's, which nobody asked for
+            output = type(output)(**{name: value for name, value in output.items() if name != CACHE})
         return pre, ft, output
 
     def _one_doubled_forward(self, pre: dict, ft: dict, length: int) -> tuple[Tensor, Tensor, object]:
@@ -155,7 +158,7 @@ class SteeredModel:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if pairs and self._paired_layers is not None:
             self._paired_layers.set_rows(pairs, rows_of(inputs).shape[1])
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
             return super().forward(**inputs)
 
@@ -167,7 +170,7 @@ class SteeredModel:
         found = []
         for index, model in enumerate(self._others):
             moved = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
-            moved["past_key_values"] = None if cache is None else cache.companions[index]
+            moved[CACHE] = None if cache is None else cache.companions[index]
             if not takes_positions(model):
                 moved.pop("position_ids", None)
             elif not takes_positions(self) and isinstance(moved.get("attention_mask"), Tensor):
@@ -207,16 +210,16 @@ class SteeredModel:
 
     def _extended_cache(self, inputs: dict[str, object], own_prompt: bool) -> Cache | None:
         """The forward's cache, made to follow both models; None where none is wanted."""
-        cache, wanted = inputs.get("past_key_values"), inputs.get("use_cache")
+        cache, wanted = inputs.get(CACHE), inputs.get("use_cache")
         if cache is None and (self.config.use_cache if wanted is None else wanted):
-            cache = inputs["past_key_values"] = DynamicCache(config=self.config.get_text_config(decoder=True))
+            cache = inputs[CACHE] = DynamicCache(config=self.config.get_text_config(decoder=True))
         return None if cache is None else self._extend(cache, own_prompt)
 
     def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
         if hasattr(cache, "inside_forward") and cache.owner() is self:
             filled = cache.get_seq_length() > 0
             if filled and cache.own_prompt and not own_prompt:
-                raise ValueError("past_key_values began with pretrained_input_ids: pass them again")
+                raise ValueError("the cache began with pretrained_input_ids: pass them again")
             if filled or cache.own_prompt == own_prompt:
                 return cache
         check_empty(cache)
@@ -245,7 +248,7 @@ class SteeredModel:
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, rows, max_cache_length + extra
         )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if isinstance(cache, Cache):
             # Beams may be reordered before the first forward has had a chance to extend the cache.
             self._extend(cache, model_kwargs.get("pretrained_input_ids") is not None)
@@ -276,7 +279,7 @@ def _forward_of(cls: type[PreTrainedModel]):
 
     @functools.wraps(cls.forward)
     def forward(self, *arguments, **keywords):
-        bound = signature.bind(self, *arguments, **keywords).arguments
+        bound = signature.bind(self, *arguments, **with_cache_name(keywords)).arguments
         inputs = {name: value for name, value in bound.items() if name not in ("self", rest)}
         inputs |= bound.get(rest, {})
         labels = inputs.pop("labels", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 
 from peft import PeftModel
@@ -11,13 +10,16 @@ from transformers import PreTrainedModel
 
 from svdecode import validation
 from svdecode.adapters import causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
+from svdecode.buffered_cache import keeps_some_keys
 from svdecode.calibration import Calibration, saved_calibration
 from svdecode.constants import ALPHA, KL, PENALTY
 from svdecode.few_rows import use_few_rows
+from svdecode.forward_inputs import CACHE, takes
 from svdecode.lagging import LaggingCache
 from svdecode.paired_layers import PairedLayers
 from svdecode.shared_weights import share_weights
 from svdecode.steered_model import SteeredModel, steered_class
+from svdecode.versions import warn_untested
 from svdecode.virtual_tokens import VirtualTokens
 
 MODES = ("auto", "paired", "lazy", "two_pass")
@@ -60,6 +62,7 @@ def steer(
         ValueError: no adapter and no `pretrained`, an adapter whose pre-trained model cannot be recovered, different
             vocabularies, no strength, one calibrated for other settings, or a mode that the models do not allow.
     """
+    warn_untested()
     validation.check_settings(alpha, direction, penalty)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -119,7 +122,7 @@ def _exact_mode(
     mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, prompted_twice: bool, penalty: float
 ) -> str:
     """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
-    if "past_key_values" not in inspect.signature(type(ft).forward).parameters:
+    if not (takes(ft, CACHE) and keeps_some_keys(ft)):
         raise ValueError(
             f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
         )

@@ -12,6 +12,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from svdecode.forward_inputs import CACHE
 from svdecode.shared_weights import share_weights
 
 AS_EMBEDDINGS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.CPT)
@@ -34,14 +35,14 @@ class VirtualTokens:
 
         Args:
             inputs: arguments of the forward, rows [masked_rows without virtual tokens | the others with]; input_ids or
-                inputs_embeds (R, T, ...), attention_mask (R, past + T) or None, position_ids or None, past_key_values.
+                inputs_embeds (R, T, ...), attention_mask (R, past + T) or None, position_ids or None, the cache.
             model: whose embeddings turn input_ids into inputs_embeds.
             masked_rows: the first rows get masked slots.
             takes_positions: whether the model's forward has position_ids.
         """
         rows = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         count, length, device, n = rows.shape[0], rows.shape[1], rows.device, self.count
-        cache = inputs.get("past_key_values")
+        cache = inputs.get(CACHE)
         past = 0 if cache is None else int(cache.get_seq_length())
         held = cache is not None and hasattr(cache, "inside_forward") and int(cache.real_length()) >= n
         mask = inputs.get("attention_mask")
@@ -61,7 +62,7 @@ class VirtualTokens:
         if held:
             return
         if not self.as_embeddings:
-            inputs["past_key_values"] = self._fill(cache, count, model)
+            inputs[CACHE] = self._fill(cache, count, model)
             return
         embeds = inputs.get("inputs_embeds")
         if embeds is None:

@@ -129,6 +129,8 @@ def test_what_cannot_be_exact_is_refused(name):
         "XLORA": None,
         "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4, "num_tasks": 1},
     }[name]
+    if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        pytest.skip("this peft does not have it yet")
     if options is None:
         pytest.skip("takes a folder of LoRA adapters to make one")
     with contextlib.redirect_stderr(io.StringIO()):

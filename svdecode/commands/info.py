@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib import metadata
 
 from rich.console import Console
 from rich.table import Table
@@ -17,18 +16,15 @@ def info(as_json: JsonOption = False) -> None:
     import torch
 
     from svdecode import __version__, backends
+    from svdecode.versions import installed, untested
 
-    packages = {}
-    for name in ("torch", "triton", "transformers", "peft"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = None
+    packages = installed()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     found = backends()
     if as_json:
         rows = {name: backend._asdict() for name, backend in found.items()}
-        report = {"svdecode": __version__, "python": platform.python_version(), "packages": packages, "gpu": gpu}
+        report = {"svdecode": __version__, "python": platform.python_version(), "packages": packages, "gpu": gpu,
+                  "untested": untested()}  # fmt: skip
         print(json.dumps({**report, "backends": rows}))
         return
     console = Console()
@@ -38,3 +34,5 @@ def info(as_json: JsonOption = False) -> None:
     for name, backend in found.items():
         table.add_row(name, "yes" if backend.available else "no", backend.reason)
     console.print(table)
+    for sentence in untested():
+        console.print(sentence)

@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache
 from svdecode.constants import IGNORE_INDEX
 from svdecode.data import collate
 from svdecode.evaluation.systems import System, nll_of
+from svdecode.forward_inputs import CACHE
 
 MAX_LOGITS = 2**28
 """Logits of one forward, both models together: 1 GB in float32."""
@@ -146,7 +147,7 @@ class Scorer:
             pre, ft = self._forward(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 position_ids=positions,
             )
@@ -161,7 +162,7 @@ class Scorer:
         return self._forward(
             input_ids=ids,
             attention_mask=ids.new_ones(1, past + len(tokens)),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
             position_ids=positions,
             keep=1,
