@@ -61,5 +61,5 @@ lint: env
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info svdecode/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

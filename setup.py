@@ -17,10 +17,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 WANTED = os.environ.get("SVDECODE_BUILD", "")
+if WANTED not in ("", "none", "cpu", "cuda"):
+    raise SystemExit(f"svdecode: SVDECODE_BUILD must be none, cpu or cuda, or left out, got {WANTED!r}")
 CSRC = Path("csrc")
 CPP = ["bindings.cpp", "devices.cpp", "cpu/base.cpp", "cpu/avx2.cpp", "cpu/avx512.cpp"]
 CUDA = sorted((CSRC / "cuda").glob("*.cu"))
@@ -28,6 +30,14 @@ COMPILE = ["-std=c++17", "-O3", "-funroll-loops", "-fopenmp-simd", "-fno-math-er
 COMPILE += ["-fvisibility=hidden", "-g0", "-fno-wrapv"]  # Python's own -fwrapv made the loops 22% slower
 STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000")  # torch 2.11
 ARCHITECTURES = (80, 90, 100, 120)
+
+
+def sources() -> str:
+    """The digest of csrc/ as svdecode computes it; the package itself cannot be imported without torch."""
+    spec = importlib.util.spec_from_file_location("sources_digest", "svdecode/ops/sources_digest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.sources_digest(CSRC)
 
 
 def torch_folder() -> Path | None:
@@ -73,11 +83,11 @@ def why_not_cpp(torch: Path | None) -> str | None:
 
 def why_not_cuda(torch: Path) -> str | None:
     """What the CUDA kernels lack, or None."""
+    if WANTED == "cpu":
+        return "SVDECODE_BUILD=cpu"
     if nvcc() is None:
         return "nvcc is not found (PATH, CUDA_HOME)"
-    if WANTED == "cpu" or (WANTED != "cuda" and not torch_has_cuda(torch)):
-        return "torch is built without CUDA"
-    return None
+    return None if WANTED == "cuda" or torch_has_cuda(torch) else "torch is built without CUDA"
 
 
 class BuildOperators(build_ext):
@@ -130,11 +140,11 @@ def extensions() -> list[Extension]:
     if why:
         return []
     found = Extension(
-        "svdecode._compiled",
+        "svdecode.ops._compiled",
         [str(CSRC / name) for name in CPP],
         depends=[str(path) for path in CSRC.rglob("*.h")] + [str(path) for path in CSRC.rglob("*.inc")],
         include_dirs=[str(torch / "include")],
-        define_macros=[STABLE_ABI, ("SVDECODE_NAMESPACE", "svdecode_compiled")],
+        define_macros=[STABLE_ABI, ("SVDECODE_NAMESPACE", "svdecode_compiled"), ("SVDECODE_SOURCES", f'"{sources()}"')],
         library_dirs=[str(torch / "lib")],
         libraries=["torch_cpu"],
         extra_compile_args=COMPILE,
@@ -148,6 +158,9 @@ def extensions() -> list[Extension]:
 
 modules = extensions()
 setup(
+    # kernels/ must not become the importable name `kernels`, another project's package that transformers probes for.
+    packages=[*find_packages(include=["svdecode", "svdecode.*"]), "svdecode.kernels"],
+    package_dir={"svdecode.kernels": "kernels"},
     ext_modules=modules,
     cmdclass={"build_ext": BuildOperators},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {},

@@ -18,11 +18,12 @@ import time
 import torch
 from peft import LoraConfig, get_peft_model
 
-from svdecode.calibration import Calibration, token_statistics
+from svdecode.calibration.statistics import token_statistics
 from svdecode.constants import ALPHA, KL
-from svdecode.loading import BUNDLED_NAME, load_model
-from svdecode.steering import steer
-from svdecode.token_statistics import TokenStatistics
+from svdecode.models.loading import BUNDLED_NAME, load_model
+from svdecode.models.steer import steer
+from svdecode.strength.calibration import Calibration
+from svdecode.strength.token_statistics import TokenStatistics
 
 ATTENTION_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TOKENS, TOKENS_A_SEQUENCE = 50_000, 10

@@ -143,7 +143,7 @@ def measure(rows: int, vocabulary: int, dtype: torch.dtype) -> list[dict]:
 
 def call_overhead() -> dict[str, float]:
     """Microseconds of one call at V = 64, the best of many: through the Python wrapper, and torch.ops directly."""
-    from svdecode import compiled
+    from svdecode.ops import compiled
 
     a, z = torch.randn(1, 64), torch.randn(1, 64)
     numbers = compiled._numbers(ALPHA, -math.inf, 1e-12, "kl", MU, compiled.DENSE | compiled.RETURN_KL)

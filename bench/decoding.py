@@ -26,9 +26,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 import svdecode
-from svdecode import steered_model
-from svdecode.loading import device, load_model
-from svdecode.reference import fused_steer as eager_steer
+from svdecode.models import steered_model
+from svdecode.models.loading import device, load_model
+from svdecode.ops.reference import fused_steer as eager_steer
 
 SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import svdecode
-from svdecode import reference
+from svdecode.ops import reference
 
 CACHE_BYTES = {"cuda": 200e6, "cpu": 100e6}
 GRAPH_ROWS = 64

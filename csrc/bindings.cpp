@@ -194,6 +194,9 @@ Tensor few_rows_linear(Tensor x, Tensor weight, MaybeTensor bias) {
   return out;
 }
 
+// A digest of the sources that this binary was built from (setup.py).
+std::string sources() { return SVDECODE_SOURCES; }
+
 }  // namespace
 }  // namespace svdecode
 
@@ -213,6 +216,7 @@ STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
   m.def("few_rows_linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def("instruction_set(str wanted) -> str");
   m.def("has_cuda() -> bool");
+  m.def("sources() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SVDECODE_NAMESPACE, CompositeExplicitAutograd, m) {
@@ -225,4 +229,5 @@ STABLE_TORCH_LIBRARY_IMPL(SVDECODE_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("few_rows_linear", TORCH_BOX(&svdecode::few_rows_linear));
   m.impl("instruction_set", TORCH_BOX(&svdecode::instruction_set));
   m.impl("has_cuda", TORCH_BOX(&svdecode::has_cuda));
+  m.impl("sources", TORCH_BOX(&svdecode::sources));
 }

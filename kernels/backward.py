@@ -22,6 +22,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
+
+from svdecode.constants import KL
 from svdecode.kernels.fused_steer import log_threshold
 from svdecode.kernels.gradient_sums import (
     COEFFICIENTS,
@@ -33,9 +36,6 @@ from svdecode.kernels.gradient_sums import (
 from svdecode.kernels.logits_gradient import NLL, STEER, VECTOR, delta_gradient_sums_kernel, logits_gradient_kernel
 from svdecode.kernels.row_layout import RowLayout, on_device_of
 from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
-from torch import Tensor
-
-from svdecode.constants import KL
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:

@@ -17,6 +17,10 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from svdecode import constants
+from svdecode.constants import KL
 from svdecode.kernels.kept_sums import (
     COUNT,
     KEPT_FIELDS,
@@ -50,17 +54,13 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_kl, row_statistics
 from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
-from torch import Tensor
-
-from svdecode import registry
-from svdecode.constants import KL
-from svdecode.strength import number_or_rows
+from svdecode.ops.mu import number_or_rows
 
 # What the backward needs of a row again: everything but its logits.
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
     tl.constexpr(i) for i in range(6)
 )
-SAVED_FIELDS = tl.constexpr(registry.SAVED_FIELDS)
+SAVED_FIELDS = tl.constexpr(constants.SAVED_FIELDS)
 
 
 @triton.jit

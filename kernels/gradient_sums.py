@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from svdecode.kernels.fused_steer import (
     SAVED_CENTRE,
     SAVED_FIELDS,

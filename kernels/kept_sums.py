@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from svdecode.constants import IGNORE_INDEX
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -31,8 +33,6 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import row_start
 from svdecode.kernels.row_statistics import load_field, load_label, load_tile, merge_row
 from svdecode.kernels.settings import COMPILED_ROW
-
-from svdecode.constants import IGNORE_INDEX
 
 COUNT, OUTSIDE, MEAN, SQUARES, WEIGHTED_SQUARES, STEERED_MAX, STEERED_TOTAL = (tl.constexpr(i) for i in range(7))
 ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE, ROW_MU = (

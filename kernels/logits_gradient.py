@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from svdecode.kernels.gradient_sums import (
     COEF_D,
     COEF_G,

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from svdecode.kernels.row_algebra import (
     LOST,
     MAX,
@@ -33,7 +35,6 @@ from svdecode.kernels.row_algebra import (
 )
 from svdecode.kernels.row_layout import RowLayout, row_start
 from svdecode.kernels.settings import LAUNCH, TILE, TILES, splits
-from torch import Tensor
 
 
 class RowStatistics(NamedTuple):

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from svdecode.constants import KL
 from svdecode.kernels.fused_steer import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
@@ -28,9 +31,6 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import RowLayout, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
 from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
-from torch import Tensor
-
-from svdecode.constants import KL
 
 BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(i) for i in range(4))
 SAMPLE_FIELDS = tl.constexpr(4)

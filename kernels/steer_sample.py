@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
     MAX,
@@ -29,12 +31,7 @@ from svdecode.kernels.row_algebra import (
     steering,
 )
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
-from svdecode.kernels.row_statistics import (
-    load_field,
-    merge_row,
-    next_tile,
-    tiles_with_kept,
-)
+from svdecode.kernels.row_statistics import load_field, merge_row, next_tile, tiles_with_kept
 from svdecode.kernels.sample_sums import (
     BEST_MAX,
     BEST_TOKEN,
@@ -46,7 +43,6 @@ from svdecode.kernels.sample_sums import (
     steered_tile,
 )
 from svdecode.kernels.settings import COMPILED_ROW
-from torch import Tensor
 
 INFINITY_BITS = tl.constexpr(0x7F800000)
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from svdecode.kernels.kept_sums import PER_ROW
 from svdecode.kernels.row_algebra import (
     MAX,
@@ -34,7 +36,6 @@ from svdecode.kernels.sample_sums import (
     steered_tile,
 )
 from svdecode.kernels.settings import COMPILED_ROW
-from torch import Tensor
 
 
 @triton.jit

@@ -12,6 +12,9 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from svdecode.constants import KL
 from svdecode.kernels.fused_steer import (
     SAVED_CENTRE,
     SAVED_FIELDS,
@@ -46,9 +49,6 @@ from svdecode.kernels.row_statistics import (
     tiles_with_kept,
 )
 from svdecode.kernels.settings import LAUNCH, STRENGTHS, TILE, TILES, next_power_of_2, splits
-from torch import Tensor
-
-from svdecode.constants import KL
 
 
 @triton.jit

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from svdecode.constants import KL
 from svdecode.kernels.fused_steer import (
     SAVED_CENTRE,
     SAVED_FIELDS,
@@ -19,9 +22,6 @@ from svdecode.kernels.row_algebra import MAX, NEG_INF, SPLIT_FIELDS, TILE_FIELDS
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
 from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
-from torch import Tensor
-
-from svdecode.constants import KL
 
 
 @triton.jit

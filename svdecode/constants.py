@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 ALPHA = 0.1
 """Confidence threshold of the kept set (paper, Table 6 and appendix F.3)."""
@@ -16,6 +17,14 @@ EPS = 1e-12
 IGNORE_INDEX = -100
 """Label of positions that take no part, as in `torch.nn.functional.cross_entropy`."""
 
-KL, LOG_RATIO = "kl", "log_ratio"
+Direction = Literal["kl", "log_ratio"]
+KL: Direction = "kl"
+LOG_RATIO: Direction = "log_ratio"
 DIRECTIONS = (KL, LOG_RATIO)
 """`kl`: delta = p * c, the paper's steering vector. `log_ratio`: delta = c, contrastive decoding and its kin."""
+
+BackendName = Literal["reference", "cpu", "triton", "cuda"]
+"""Who can compute an operator; `svdecode.backends()` says which of them are here."""
+
+SAVED_FIELDS = 6
+"""What a forward keeps of each row for its backward, float32; `kernels/fused_steer.py` says what."""

@@ -12,7 +12,7 @@ from rows import kept_labels, model_rows
 from torch import Tensor
 
 import svdecode
-from svdecode import compiled
+from svdecode.ops import compiled
 
 INSTRUCTION_SETS = ["base", "avx2", "avx512"]  # each needs what the one before it needs
 

@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 SOURCES = ["bindings.cpp", "devices.cpp", *(f"cuda/{path.name}" for path in sorted((CSRC / "cuda").glob("*.cu")))]
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-DEFINES = ["TORCH_TARGET_VERSION=0x020b000000000000", "SVDECODE_NAMESPACE=svdecode_emulated", "SVDECODE_EMULATION"]
+DEFINES = [
+    "TORCH_TARGET_VERSION=0x020b000000000000",
+    "SVDECODE_NAMESPACE=svdecode_emulated",
+    "SVDECODE_EMULATION",
+    'SVDECODE_SOURCES="emulated"',
+]
 DEFINES += ["SVDECODE_CUDA"]
 
 

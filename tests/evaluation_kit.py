@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import svdecode
-from svdecode.evaluation import evaluate
+from svdecode.evaluation.run import evaluate
 
 LABELS = ("answer1", "answer2", "answer3")
 _SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]

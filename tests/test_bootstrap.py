@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from svdecode import bootstrap
-from svdecode.calibration import Calibration
-from svdecode.calibration_report import markdown, verdict, write_report
-from svdecode.estimators import ESTIMATORS, MAX_STRENGTH, exact
-from svdecode.intervals import resamples
-from svdecode.token_statistics import FIXED_BYTES, KEPT_BYTES, TokenStatistics
+from svdecode.calibration.report import markdown, write_report
+from svdecode.common.intervals import resamples
+from svdecode.strength import bootstrap
+from svdecode.strength.calibration import Calibration, verdict
+from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, exact
+from svdecode.strength.token_statistics import FIXED_BYTES, KEPT_BYTES, TokenStatistics
 
 
 def synthetic(

@@ -12,7 +12,7 @@ from rows import kept_labels, model_rows
 from tiny import batches, left_padded, tiny_llama, tiny_lora, two_model_logits
 
 import svdecode
-from svdecode.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
+from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
 
 ALPHA = 0.05
 
@@ -69,7 +69,7 @@ def statistics(pre, ft, labels, alpha=0.1):
     """Token statistics of rows, through the function that calibration uses."""
     from types import SimpleNamespace
 
-    from svdecode.calibration import token_statistics
+    from svdecode.calibration.statistics import token_statistics
 
     steered = SimpleNamespace(
         device=pre.device,
@@ -157,7 +157,7 @@ def test_damaged_files_are_refused(tmp_path, content, words):
 def test_the_figure_shows_the_chosen_strength_however_far_it_is(mu):
     from types import SimpleNamespace
 
-    from svdecode.plots import _view
+    from svdecode.calibration.figure import _view
 
     estimates = {"exact": mu, "newton": 0.4 * mu, "mean": 14.0}
     intervals = {"exact": [0.9 * mu, 1.2 * mu]} if mu > 0 else {"exact": [1.2 * mu, 0.9 * mu]}

@@ -145,7 +145,7 @@ def test_a_library_that_does_not_load_is_reported_and_not_needed(content, tmp_pa
 
 @pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
 def test_an_instruction_set_that_is_not_there_is_refused():
-    from svdecode import compiled
+    from svdecode.ops import compiled
 
     with pytest.raises(RuntimeError, match="no instruction set 'sse9'; the best is"):
         compiled.instruction_set("sse9")
@@ -154,7 +154,7 @@ def test_an_instruction_set_that_is_not_there_is_refused():
 
 @pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
 def test_a_cpu_uses_them_unless_told_otherwise(monkeypatch):
-    from svdecode.backends import choose
+    from svdecode.ops.backends import choose
 
     monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", None)
     assert choose(None, "cpu", torch.float32, torch.bfloat16) == "cpu"

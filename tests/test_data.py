@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svdecode.data import question_prompt, read_examples
-from svdecode.sources import read_rows
-from svdecode.splits import NAMES, Splits, data_hash, example_hash, parse_fractions
+from svdecode.data.examples import question_prompt, read_examples
+from svdecode.data.sources import read_rows
+from svdecode.data.splits import NAMES, Splits, data_hash, example_hash, parse_fractions
 
 PAIRS = [{"prompt": f"what is {i}?", "completion": f" it is {i}, \u2028 or so"} for i in range(4)]
 QUESTIONS = [["Adversarial", "Who, me?", " You. ", "Nobody"], ["Adversarial", 'A "quoted"\nquestion?', "Yes", "No"]]

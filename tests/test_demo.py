@@ -13,7 +13,7 @@ from tiny import EOS, PAD, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from svdecode import compiled
+from svdecode.ops import compiled
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "what", "is", "?", "answer"] + [f"w{i}" for i in range(40)]
 

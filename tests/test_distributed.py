@@ -14,7 +14,7 @@ import torch
 from tiny import PAD, tiny_lora
 
 import svdecode
-from svdecode.distributed import rank_and_size
+from svdecode.common.distributed import rank_and_size
 
 TIMEOUT = 120
 LENGTHS = (9, 4, 12, 7, 10, 5, 8)  # an odd number of batches: the shares differ

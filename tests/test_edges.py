@@ -33,8 +33,8 @@ from transformers import (
 )
 
 import svdecode
-from svdecode import decoding_state
-from svdecode.forward_inputs import CACHE, CACHE_NAMES
+from svdecode.decoding import state as decoding_state
+from svdecode.models.forward_inputs import CACHE, CACHE_NAMES
 
 MU = 1.7
 IDS = torch.tensor([[5, 6, 7, 8]])

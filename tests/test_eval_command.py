@@ -22,8 +22,8 @@ from peft import PeftModel
 from tiny import tiny_llama, tiny_lora
 
 import svdecode
-from svdecode.evaluation import evaluate_steps
-from svdecode.loading import load_adapter, load_model
+from svdecode.evaluation.steps import evaluate_steps
+from svdecode.models.loading import load_adapter, load_model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def here(*arguments) -> None:
     """The command in this process, which saves the imports: what it prints, and its ValueErrors as they are."""
     import typer
 
-    from svdecode.commands.evaluate import evaluate as eval_command
+    from svdecode.cli.evaluate import evaluate as eval_command
 
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(eval_command)
@@ -115,9 +115,10 @@ import sys
 from pathlib import Path
 from accelerate import PartialState
 PartialState(cpu=True)  # gloo, also where there is a GPU
-from svdecode import Calibration, distributed
-from svdecode.evaluation import evaluate
-from svdecode.loading import load_adapter, load_model
+from svdecode import Calibration
+from svdecode.common import distributed
+from svdecode.evaluation.run import evaluate
+from svdecode.models.loading import load_adapter, load_model
 assert distributed.rank_and_size()[1] == 2
 base, adapter, folder = map(Path, sys.argv[1:])
 model, tokenizer = load_model(str(base))

@@ -306,7 +306,7 @@ def test_nll_of_texts_and_of_pairs(lora, tokenizer, tmp_path):
 
 
 def test_the_speed_of_a_shared_prompt_is_measured_on_equal_scores(lora, tokenizer):
-    from svdecode.evaluation.speed import shared_prompt_speed
+    from svdecode.__bench__ import shared_prompt_speed
 
     found = shared_prompt_speed(truthful_rows(12), lora, tokenizer, limit=None)
     assert found["questions"] == 6

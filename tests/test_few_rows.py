@@ -8,8 +8,8 @@ from tiny import tiny_lora
 from torch import nn
 
 import svdecode
-from svdecode import compiled
-from svdecode.few_rows import MAX_ROWS, FewRowsLinear, use_few_rows
+from svdecode.models.few_rows_linear import MAX_ROWS, FewRowsLinear, use_few_rows
+from svdecode.ops import compiled
 
 pytestmark = pytest.mark.skipif(compiled.WHY_MISSING is not None, reason=str(compiled.WHY_MISSING))
 

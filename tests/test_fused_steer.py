@@ -55,7 +55,7 @@ def test_an_invalid_row_leaves_its_neighbours_alone(penalty, backend, device):
 
 
 def test_labels_that_a_gpu_cannot_refuse_give_nan(backend, device):
-    from svdecode.backends import implementation
+    from svdecode.ops.backends import implementation
 
     pre, ft = (x.float().to(device) for x in model_rows(2, 50))
     labels = torch.tensor([50, 3], device=device)

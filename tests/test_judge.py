@@ -13,8 +13,8 @@ import torch
 from evaluation_kit import tiny_tokenizer, truthful_rows
 from tiny import tiny_llama, tiny_lora
 
-from svdecode.evaluation import evaluate
 from svdecode.evaluation.judge import Case, EndpointJudge, ModelJudge, make_judge, yes_or_no
+from svdecode.evaluation.run import evaluate
 from svdecode.evaluation.verdicts import read_verdicts
 
 CASE = Case("Is w1 w2?", "w3 it is", {"true": ["w3."], "false": ["w4."]})

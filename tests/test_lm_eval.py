@@ -81,7 +81,7 @@ def results(places):
     folder, _, _ = places
     from lm_eval.tasks import TaskManager
 
-    from svdecode.lm_eval import NAME
+    from svdecode.evaluation.lm_eval import NAME
 
     return lm_eval.simple_evaluate(
         model=NAME,
@@ -154,7 +154,7 @@ def test_the_launcher(places, tmp_path):
 
 
 def test_what_is_refused(places):
-    from svdecode.lm_eval import SteeredLM
+    from svdecode.evaluation.lm_eval import SteeredLM
 
     folder, _, _ = places
     with pytest.raises(ValueError, match="one of them"):

@@ -8,7 +8,7 @@ from evaluation_kit import tiny_tokenizer
 from tiny import tiny_llama, tiny_lora
 
 import svdecode
-from svdecode import loading
+from svdecode.models import loading
 
 
 @pytest.fixture(scope="module")

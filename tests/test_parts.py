@@ -6,10 +6,9 @@ import csv
 
 import pytest
 
-from svdecode.data import read_examples
-from svdecode.parts import part_of
-from svdecode.sources import read_rows
-from svdecode.splits import Splits
+from svdecode.data.examples import read_examples
+from svdecode.data.sources import read_rows
+from svdecode.data.splits import Splits, part_of
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from test_generate import ALPHA, MU, generated
 from tiny import tiny_lora, tiny_prompt
 
 import svdecode
-from svdecode.caches import SteeredCache
-from svdecode.lagging import LaggingCache
-from svdecode.paired_layers import PairedLayers
-from svdecode.virtual_tokens import VirtualTokens
+from svdecode.models.lazy_cache import LazyCache
+from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.steered_cache import SteeredCache
+from svdecode.models.virtual_tokens import VirtualTokens
 
 
 def one_half_reordered(monkeypatch):
@@ -58,13 +58,13 @@ def virtual_slots_not_masked(monkeypatch):
 
 
 def catch_up_one_token_short(monkeypatch):
-    right = LaggingCache.catch_up
+    right = LazyCache.catch_up
 
     def catch_up(self, *arguments):
         self.seen[self.seen < self.ids.shape[1] - 1] += 1
         return right(self, *arguments)
 
-    monkeypatch.setattr(LaggingCache, "catch_up", catch_up)
+    monkeypatch.setattr(LazyCache, "catch_up", catch_up)
     return tiny_lora(), "lazy", {}
 
 

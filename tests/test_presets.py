@@ -8,7 +8,7 @@ import pytest
 from peft import IA3Config
 from tiny import tiny_model as tiny_architecture
 
-from svdecode.presets import PRESETS, preset
+from svdecode.warmstart.presets import PRESETS, preset
 
 METHODS = tuple(PRESETS)
 

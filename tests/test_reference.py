@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 
 import svdecode
-from svdecode import reference
+from svdecode.ops import reference
 
 V = 50
 

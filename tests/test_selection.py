@@ -11,9 +11,9 @@ from test_demo import examples, run, tiny_model  # noqa: F401  (fixtures)
 from tiny import batches, tiny_lora, two_model_logits
 
 import svdecode
-from svdecode import selection
-from svdecode.commands.calibrate import calibrate as calibrate_command
-from svdecode.selection import METRICS, Grid, Metric, Scores, Setting, select_settings
+from svdecode.calibration import selection
+from svdecode.calibration.selection import METRICS, Grid, Metric, Scores, Setting, select_settings
+from svdecode.cli.calibrate import calibrate as calibrate_command
 
 GRID = Grid(mus=(0.5, 2.0), alphas=(0.05, 0.3), penalties=(0.0, -1.0))
 
@@ -102,7 +102,7 @@ def test_exact_match_of_every_setting(tiny_model, monkeypatch):  # noqa: F811
     from peft import LoraConfig, get_peft_model
     from tiny import randomise
 
-    from svdecode.loading import load_model
+    from svdecode.models.loading import load_model
 
     base, tokenizer = load_model(str(tiny_model))
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))

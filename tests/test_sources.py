@@ -8,10 +8,10 @@ import pytest
 from evaluation_kit import truthful_rows, write_json, write_truthful
 from test_data import named_rows
 
-from svdecode.benchmarks import BENCHMARKS
-from svdecode.data import read_examples
+from svdecode.data.benchmarks import BENCHMARKS
+from svdecode.data.examples import read_examples
+from svdecode.data.sources import read_rows
 from svdecode.evaluation.tasks import TASKS, find_task
-from svdecode.sources import read_rows
 
 
 def test_rows_from_every_kind_of_file(tmp_path):

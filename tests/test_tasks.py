@@ -8,12 +8,12 @@ import pytest
 from evaluation_kit import commonsense_rows, tiny_tokenizer, truthful_rows
 from tiny import tiny_llama
 
-from svdecode.data import read_examples
-from svdecode.evaluation import evaluate
+from svdecode.data.examples import read_examples
+from svdecode.data.sources import read_rows
+from svdecode.evaluation.run import evaluate
 from svdecode.evaluation.tasks import TASKS, find_task
 from svdecode.evaluation.tasks.commonsense import extract, grade_choices, grade_text
 from svdecode.evaluation.tasks.truthfulqa_mc import grade
-from svdecode.sources import read_rows
 
 
 def row(**changes):

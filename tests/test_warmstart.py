@@ -15,13 +15,13 @@ from test_demo import run, tiny_model  # noqa: F401 (a fixture: a model folder w
 from tiny import tiny_model as tiny_architecture
 
 import svdecode
-from svdecode import warmstart as module
-from svdecode.adapters import adapter_fingerprint
-from svdecode.loading import load_adapter, load_model
-from svdecode.presets import PRESETS, preset
-from svdecode.splits import Splits
-from svdecode.warmstart import step_folder, warmstart
-from svdecode.warmstart_folder import is_complete, last_checkpoint, read_record, save_adapter
+from svdecode.data.splits import Splits
+from svdecode.models.adapters import adapter_fingerprint
+from svdecode.models.loading import load_adapter, load_model
+from svdecode.warmstart import train as module
+from svdecode.warmstart.folder import is_complete, last_checkpoint, read_record, save_adapter
+from svdecode.warmstart.presets import PRESETS, preset
+from svdecode.warmstart.train import step_folder, warmstart
 
 METHODS = tuple(PRESETS)
 PAIRS = [{"prompt": f"what is w{i} ?", "completion": f"w{(7 * i) % 40} w{i}"} for i in range(12)]

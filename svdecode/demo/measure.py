@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import statistics
-import string
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from svdecode.collection import numbered_batches
 from svdecode.constants import IGNORE_INDEX
-from svdecode.data import pad_token_id
-from svdecode.ops import steered_nll
-from svdecode.steering import SteeredModel
-
-
-class Answers(NamedTuple):
-    """One model's greedy answers to the test questions."""
-
-    texts: list[str]
-    correct: list[bool]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of exact matches."""
-        return sum(self.correct) / len(self.correct)
-
-
-def normalised(answer: str) -> str:
-    """Case, outer punctuation and spaces do not count."""
-    return answer.strip().strip(string.punctuation).strip().casefold()
+from svdecode.data.batches import numbered_batches
+from svdecode.models.steer import SteeredModel
+from svdecode.ops.steered_nll import steered_nll
 
 
 @torch.inference_mode()
@@ -55,35 +34,6 @@ def nll_of_all_tokens(
         for name, total in zip(sums, (plain[..., 0].sum(), *both.flatten(0, -2).sum(0)), strict=True):
             sums[name] += total.item()
     return {name: total / count for name, total in sums.items()}
-
-
-@torch.inference_mode()
-def answer_all(
-    generate: Callable[..., Tensor],
-    tokenizer: object,
-    examples: list[dict[str, str]],
-    *,
-    name: str,
-    device: torch.device,
-    max_new_tokens: int = 12,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> Answers:
-    """Greedy answers, one line each, and whether they equal the completion."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["prompt"]))
-    texts = [""] * len(examples)
-    pad = pad_token_id(tokenizer)
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    for chunk in tqdm(chunks, desc=f"answers, {name}", unit="batch", disable=not progress):
-        rows = [tokenizer(examples[i]["prompt"]).input_ids for i in chunk]
-        width = max(map(len, rows))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        tokens = generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens)
-        for i, text in zip(chunk, tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True), strict=True):
-            texts[i] = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    correct = [normalised(t) == normalised(e["completion"]) for t, e in zip(texts, examples, strict=True)]
-    return Answers(texts, correct)
 
 
 def tokens_per_second(

@@ -14,17 +14,20 @@ import torch
 from peft import PeftModel
 
 import svdecode
-from svdecode.adapters import pretrained_of
-from svdecode.calibration import Calibration, calibrate, collect_tokens
-from svdecode.data import read_examples
+from svdecode.calibration.calibrate import calibrate
+from svdecode.calibration.collect import collect_tokens
+from svdecode.common.files import write_atomically
+from svdecode.common.intervals import bootstrap_interval, wilson
+from svdecode.data.examples import read_examples
+from svdecode.decoding.answers import answer_all
 from svdecode.demo.facts import Splits, country_facts
-from svdecode.demo.measure import answer_all, nll_of_all_tokens, tokens_per_second
-from svdecode.files import write_atomically
-from svdecode.intervals import bootstrap_interval, wilson
-from svdecode.loading import BUNDLED_NAME, load_adapter, load_model
-from svdecode.steering import steer
-from svdecode.warmstart import warmstart
-from svdecode.warmstart_folder import is_complete, step_folder
+from svdecode.demo.measure import nll_of_all_tokens, tokens_per_second
+from svdecode.models.adapters import pretrained_of
+from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+from svdecode.models.steer import steer
+from svdecode.strength.calibration import Calibration
+from svdecode.warmstart.folder import is_complete, step_folder
+from svdecode.warmstart.train import warmstart
 
 SIZES = (192, 96, 120)  # training, calibration and test examples
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
@@ -238,7 +241,7 @@ class Demo:
 
     def finish(self, report: dict[str, object], calibration: Calibration) -> None:
         """Write the figure and the report."""
-        from svdecode.plots import plot_demo
+        from svdecode.demo.figure import plot_demo
 
         figure = self.output / "demo.png"
         self.output.mkdir(parents=True, exist_ok=True)

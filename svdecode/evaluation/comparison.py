@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from svdecode.common.intervals import bootstrap_interval, mcnemar, resamples, wilson
 from svdecode.evaluation.tasks.base import Metric
-from svdecode.intervals import bootstrap_interval, mcnemar, resamples, wilson
 
 
 def summary(metric: Metric, values: Tensor, weights: Tensor, seed: int = 0) -> dict[str, object]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdecode.files import write_atomically
-from svdecode.plots import _BLUE, _GREY, _ORANGE, load_pyplot
+from svdecode.common.figures import BLUE, GREY, ORANGE, load_pyplot, save_figure
 
 if TYPE_CHECKING:
     from svdecode.evaluation.report import Report
@@ -28,14 +26,14 @@ def plot_report(report: Report, path: str | Path) -> None:
             if name in found:
                 _draw(axes, row, found[name], _colour(name))
         if report.baseline in found:
-            axes.axvline(found[report.baseline]["mean"], color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(found[report.baseline]["mean"], color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel(f"{metric} (95% interval)" if metric else "no answer has a verdict")
         axes.grid(axis="x", alpha=0.25)
         axes.margins(y=0.08)
     panels[0][0].invert_yaxis()  # shared: once turns all panels
     figure.suptitle(f"{report.task}: {report.model}, {report.questions} questions", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> None:
@@ -43,7 +41,7 @@ def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> No
     pyplot = load_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.3), layout="constrained")
     steps = [row["step"] for row in rows]
-    for offset, (name, colour) in enumerate((("warm start", _GREY), ("SVDecode", _ORANGE))):
+    for offset, (name, colour) in enumerate((("warm start", GREY), ("SVDecode", ORANGE))):
         left.plot(steps, [row["nll"][name] for row in rows], "o-", color=colour, linewidth=2, label=name)
         means = [row["metric"][name]["mean"] for row in rows]
         spans = [row["metric"][name]["interval"] for row in rows]
@@ -55,7 +53,7 @@ def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> No
         left.annotate(
             f"mu {row['mu']:.2f}\ncoverage {row['coverage']:.2f}",
             (row["step"], min(row["nll"]["warm start"], row["nll"]["SVDecode"])),
-            textcoords="offset points", xytext=(0, -26), ha="center", fontsize=7, color=_GREY,
+            textcoords="offset points", xytext=(0, -26), ha="center", fontsize=7, color=GREY,
         )  # fmt: skip
     left.margins(x=0.12, y=0.3)
     left.set_ylabel("mean NLL of kept gold tokens (nats)")
@@ -64,7 +62,7 @@ def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> No
         axes.set_xlabel("warm-start steps")
         axes.legend()
     figure.suptitle(f"{task}: gain over warm-start steps, test questions", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw(axes, row: int, found: dict, colour: str) -> None:
@@ -74,11 +72,4 @@ def _draw(axes, row: int, found: dict, colour: str) -> None:
 
 
 def _colour(name: str) -> str:
-    return _ORANGE if name.startswith("SVDecode") else _GREY if name.startswith(("pre-trained", "warm")) else _BLUE
-
-
-def _save(figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    write_atomically(path, buffer.getvalue())
-    load_pyplot().close(figure)
+    return ORANGE if name.startswith("SVDecode") else GREY if name.startswith(("pre-trained", "warm")) else BLUE

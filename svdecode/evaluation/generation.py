@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from svdecode.adapters import causal_lm_of, pretrained_of
-from svdecode.data import pad_token_id
+from svdecode.data.batches import pad_token_id, prompts_batch
 from svdecode.evaluation.systems import System
+from svdecode.models.adapters import causal_lm_of, pretrained_of
 
 DECODINGS: dict[str, dict[str, object]] = {
     "greedy": {"do_sample": False, "num_beams": 1},
@@ -37,7 +36,7 @@ class Generator:
             steered: what `svdecode.steer` made of it; its settings are changed for each system.
             tokenizer: theirs.
             pretrained: the pre-trained model, where it does not lie under the adapter.
-            max_new_tokens: at most so many tokens an answer.
+            max_new_tokens: at most so many tokens per answer.
             one_line: an answer ends with its line.
         """
         base = causal_lm_of(model)
@@ -49,8 +48,8 @@ class Generator:
 
     @torch.inference_mode()
     def answers(self, system: System, decoding: str, prompts: list[list[int]], seed: int) -> list[str]:
-        """One text a prompt (token ids), without the prompt. `seed` fixes what top-k and top-p draw."""
-        ids, mask = _left_padded(prompts, self.pad, self.pretrained.device)
+        """One text per prompt (token ids), without the prompt. `seed` fixes what top-k and top-p draw."""
+        ids, mask = prompts_batch(prompts, self.pad, self.pretrained.device)
         model = self._model(system)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -68,8 +67,7 @@ class Generator:
     def _model(self, system: System) -> object:
         if system.pretrained:
             return self.pretrained
-        self.steered.mu, self.steered.alpha = system.mu, system.alpha
-        self.steered.penalty, self.steered.direction = system.penalty, system.direction
+        self.steered.settings = system.setting
         return self.steered
 
     def _ends(self, model: object, one_line: bool) -> list[int]:
@@ -80,10 +78,3 @@ class Generator:
         line = self.tokenizer("\n", add_special_tokens=False).input_ids if one_line else []
         # A tokenizer without a token for the line's end goes on to max_new_tokens; the text is cut all the same.
         return sorted({*ends, *(line if len(line) == 1 and self.tokenizer.decode(line) == "\n" else [])})
-
-
-def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

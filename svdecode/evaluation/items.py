@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svdecode.adapters import causal_lm_of
 from svdecode.evaluation.tasks.base import CHOICES, TOKENS, Question, Task
+from svdecode.models.adapters import causal_lm_of
 
 MAX_LENGTH = 512
 """Tokens of a window of plain text (paper: length 512)."""

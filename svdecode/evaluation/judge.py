@@ -136,7 +136,7 @@ class ModelJudge:
     parallel = 1
 
     def __init__(self, model: object, tokenizer: object) -> None:
-        """Both loaded, as `svdecode.loading.load_model` returns them."""
+        """Both loaded, as `svdecode.models.loading.load_model` returns them."""
         self.model, self.tokenizer = model, tokenizer
         self.first = [tokenizer(word, add_special_tokens=False).input_ids[:1] for word in (" yes", " no")]
         if not all(self.first) or self.first[0] == self.first[1]:
@@ -161,7 +161,7 @@ def make_judge(url: str | None, model: str | None, key_env: str | None, **option
             raise ValueError("judge-key-env needs judge-url")
         if model is None:
             return None
-        from svdecode.loading import load_model
+        from svdecode.models.loading import load_model
 
         return ModelJudge(*load_model(model))
     if model is None:

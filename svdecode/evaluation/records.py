@@ -1,4 +1,4 @@
-"""One JSONL line a question, written as soon as it is known, so that an interrupted run goes on where it stopped.
+"""One JSONL line per question, written as soon as it is known, so that an interrupted run goes on where it stopped.
 
 The first line is the header, the settings of the run. Each process writes a file of its own; the first joins them in the end.
 """
@@ -6,11 +6,10 @@ The first line is the header, the settings of the run. Each process writes a fil
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-from svdecode import distributed
-from svdecode.files import write_atomically
+from svdecode.common import distributed
+from svdecode.common.files import JsonLines, to_json
 
 FILE_NAME = "records.jsonl"
 
@@ -25,7 +24,7 @@ class Records:
             folder: where the files lie or will lie.
             settings: of the run (JSON); a file with other ones is refused.
         """
-        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        self.folder, self.settings = folder, json.loads(to_json(settings))
         self.found: dict[int, dict] = {}
         rank, _ = distributed.rank_and_size()
         self.path = None if folder is None else folder / _name(rank)
@@ -41,15 +40,13 @@ class Records:
         fresh = [record for record in records if record["index"] not in self.found]
         self.found |= {record["index"]: record for record in fresh}
         if self.path is not None and fresh:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(_line(record) for record in fresh))
+            JsonLines(self.path).append(fresh)
 
     def finish(self, records: list[dict]) -> None:
         """All records in order, in one file; called by the first process with everyone's."""
         self.found = {record["index"]: record for record in records}
         if self.folder is not None:
-            lines = [_line({"settings": self.settings}), *map(_line, records)]
-            write_atomically(self.folder / FILE_NAME, "".join(lines).encode())
+            JsonLines(self.folder / FILE_NAME).replace([{"settings": self.settings}, *records])
             for path in self._files():
                 if path.name != FILE_NAME:
                     path.unlink()
@@ -60,21 +57,16 @@ class Records:
     def _start(self) -> None:
         """Give this process's file a header, and drop a half-written last line. The first process takes over all records."""
         mine = self.found.values() if distributed.is_main() else ()
-        lines = [_line({"settings": self.settings}), *map(_line, sorted(mine, key=lambda record: record["index"]))]
-        write_atomically(self.path, "".join(lines).encode())
+        mine = sorted(mine, key=lambda record: record["index"])
+        JsonLines(self.path).replace([{"settings": self.settings}, *mine])
 
     def _read(self, path: Path) -> dict[int, dict]:
-        # What follows the last line's end was being written when the run was interrupted.
-        complete = path.read_text(encoding="utf-8").split("\n")[:-1]
         rows = []
-        for number, line in enumerate(complete, 1):
-            try:
-                rows.append(json.loads(line))
-                _ = rows[-1]["settings" if number == 1 else "index"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(
-                    f"{path}, line {number}: not a record of svdecode eval; use another --output"
-                ) from None
+        file = JsonLines(path, "not a record of svdecode eval; use another --output")
+        for number, row in file.read():
+            if not isinstance(row, dict) or ("index" if rows else "settings") not in row:
+                raise file.error(number)
+            rows.append(row)
         if not rows:
             return {}
         self._compare(path, rows[0]["settings"])
@@ -89,16 +81,3 @@ class Records:
 
 def _name(rank: int) -> str:
     return FILE_NAME if rank == 0 else f"records.rank{rank}.jsonl"
-
-
-def _line(record: dict) -> str:
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    """JSON has no infinity: null stands for what is not a finite number."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

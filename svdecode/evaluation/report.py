@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
+from svdecode.common.tables import markdown_table, with_interval
 from svdecode.evaluation.comparison import difference, summary
 from svdecode.evaluation.tasks.base import Metric, Task
-from svdecode.files import write_atomically
 
 SAME_ANSWER = 0.9
 """From this share on, a system that gives one answer to so many questions is named in the report."""
@@ -27,7 +25,7 @@ class Report:
     questions: int
     """How many; of these `unjudged` count answers without a verdict."""
     systems: dict[str, dict[str, object]]
-    """Settings of each system: mu, alpha, penalty, direction."""
+    """Settings of each system: mu, alpha, penalty, direction; all None for the pre-trained model."""
     results: dict[str, dict[str, dict]]
     """metric -> system -> {"mean", "interval", "questions"}."""
     comparisons: dict[str, dict[str, dict]]
@@ -45,24 +43,15 @@ class Report:
     """One a question, as in records.jsonl."""
 
     def to_dict(self) -> dict[str, object]:
-        """JSON, without the records."""
+        """What `svdecode.common.files.to_json` writes: all but the records."""
         return {name: value for name, value in vars(self).items() if name != "records"}
-
-    def save(self, folder: str | Path) -> None:
-        """Write results.json and results.md, each atomically, and results.png."""
-        from svdecode.evaluation.figures import plot_report
-
-        folder = Path(folder)
-        write_atomically(folder / "results.json", json.dumps(self.to_dict(), indent=2).encode())
-        write_atomically(folder / "results.md", self.markdown().encode())
-        plot_report(self, folder / "results.png")
 
     def markdown(self) -> str:
         """Tables of the figures and of the differences, and the notes."""
-        parts = [f"# {self.task}, {self.model}, {self.questions} questions\n", table(*self.figures())]
+        parts = [f"# {self.task}, {self.model}, {self.questions} questions\n", markdown_table(*self.figures())]
         if self.comparisons:
             parts.append(f"Difference to {self.baseline} on the same questions:\n")
-            parts.append(table(*self.differences()))
+            parts.append(markdown_table(*self.differences()))
         return "\n".join([*parts, *(f"{note}\n" for note in self.sentences())])
 
     def figures(self) -> tuple[list[str], list[list[str]]]:
@@ -72,10 +61,11 @@ class Report:
         head = ["", "mu", *(f"{name} [95%]" for name in metrics), *(["perplexity"] if perplexity else [])]
         rows = []
         for name, settings in self.systems.items():
-            cells = [_with_interval(self.results[metric].get(name), "mean") for metric in metrics]
+            cells = [with_interval(self.results[metric].get(name), "mean") for metric in metrics]
             if perplexity:
                 cells.append(f"{math.exp(min(self.results['NLL'][name]['mean'], 700)):.2f}")
-            rows.append([name, settings["mu"], *cells])
+            mu = settings["mu"]
+            rows.append([name, "" if mu is None else f"{mu:.4g}", *cells])
         return head, rows
 
     def differences(self) -> tuple[list[str], list[list[str]]]:
@@ -84,7 +74,7 @@ class Report:
         for metric, found in self.comparisons.items():
             for name, one in found.items():
                 p = f"{one['mcnemar_p']:.3f}" if "mcnemar_p" in one else ""
-                rows.append([metric, name, _with_interval(one, "difference", sign="+"), p, one["verdict"]])
+                rows.append([metric, name, with_interval(one, "difference", sign="+"), p, one["verdict"]])
         return ["metric", "", "difference [95%]", "McNemar p", "verdict"], rows
 
     def sentences(self) -> list[str]:
@@ -156,7 +146,7 @@ def usual_answers(records: list[dict], systems: list[str]) -> dict[str, dict[str
 
 def _answer(record: dict, system: str) -> str | None:
     if "choices" in record:
-        logprobs = [-math.inf if v is None else v for v in record["logprobs"][system]]  # records.py writes them so
+        logprobs = [float(v) for v in record["logprobs"][system]]  # read from a file, "-inf" is a text
         return record["choices"][logprobs.index(max(logprobs))].strip()
     return record.get("answers", {}).get(system)
 
@@ -169,16 +159,3 @@ def _tensors(records: list[dict], system: str, metric: Metric) -> tuple[torch.Te
     values = [record["values"][system][metric.name] for record in records]
     weights = [record.get("weight", 1.0) for record in records]
     return torch.tensor(values, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
-
-
-def _with_interval(found: dict | None, name: str, sign: str = "") -> str:
-    if found is None:
-        return ""
-    low, high = found["interval"]
-    return f"{found[name]:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -8,22 +8,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdecode import distributed
-from svdecode.adapters import adapter_fingerprint, causal_lm_of
-from svdecode.calibration import Calibration
+from svdecode.common import distributed
+from svdecode.common.files import to_json, write_atomically
+from svdecode.data.sources import read_rows
+from svdecode.evaluation.figures import plot_report
 from svdecode.evaluation.generation import DECODINGS
 from svdecode.evaluation.items import check_length, chunks, encode_items, positions, window
 from svdecode.evaluation.judge import Judge
 from svdecode.evaluation.records import Records
 from svdecode.evaluation.report import Report, summarise, usual_answers
 from svdecode.evaluation.runner import Runner, run_all
-from svdecode.evaluation.selection import baselines_of, common_name, named, select_systems
-from svdecode.evaluation.systems import System
+from svdecode.evaluation.systems import System, baselines_of, common_name, named, select_systems
 from svdecode.evaluation.tasks import find_task
 from svdecode.evaluation.tasks.base import TEXT
 from svdecode.evaluation.verdicts import FILE_NAME as VERDICTS
 from svdecode.evaluation.verdicts import judge_records, read_verdicts
-from svdecode.sources import read_rows
+from svdecode.models.adapters import adapter_fingerprint, causal_lm_of
+from svdecode.ops import validation
+from svdecode.ops.setting import Setting
+from svdecode.strength.calibration import Calibration
 
 
 def evaluate(
@@ -60,7 +63,7 @@ def evaluate(
 
     Args:
         task: one of `svdecode.evaluation.TASKS`.
-        data: rows, a Dataset, a file, or the name of a data set or built-in task (`svdecode.sources.numbered_rows`).
+        data: rows, a Dataset, a file, or the name of a data set or built-in task (`svdecode.data.sources.numbered_rows`).
         model: a PeftModel; any causal LM together with `pretrained`; or a model alone, which is then the one system.
         tokenizer: theirs.
         pretrained: the pre-trained model, where it does not lie under the adapter.
@@ -146,15 +149,20 @@ def evaluate(
     if distributed.is_main():
         records.finish(found)
         if folder is not None:
-            report.save(folder)
+            save_report(report, folder)
     return report
 
 
+def save_report(report: Report, folder: str | Path) -> None:
+    """Write results.json, results.md and results.png, each atomically."""
+    folder = Path(folder)
+    write_atomically(folder / "results.json", to_json(report.to_dict(), indent=2).encode())
+    write_atomically(folder / "results.md", report.markdown().encode())
+    plot_report(report, folder / "results.png")
+
+
 def _described(system: System) -> dict[str, object]:
-    if system.pretrained:
-        return {"mu": "", "alpha": None, "penalty": None, "direction": None}
-    mu, alpha, penalty, direction = system.key
-    return {"mu": f"{mu:.4g}", "alpha": alpha, "penalty": penalty, "direction": direction}
+    return dict.fromkeys(Setting._fields) if system.setting is None else system.setting._asdict()
 
 
 def _notes(task, rows, shots, judge, known, names) -> list[str]:
@@ -163,16 +171,18 @@ def _notes(task, rows, shots, judge, known, names) -> list[str]:
         found.append(
             "No judge was asked: the answers are in the records, to be judged with --judge-model or --verdicts."
         )
-    systems = [system for system, _ in names.values() if not system.pretrained]
+    systems = [system for system, _ in names.values() if system.setting is not None]
     if systems and task.how != TEXT:
-        found.append(f"Whole answers are scored, with a penalty of {systems[-1].penalty:g} outside the kept set.")
+        found.append(
+            f"Whole answers are scored, with a penalty of {systems[-1].setting.penalty:g} outside the kept set."
+        )
     return found
 
 
 def _check(task, limit, batch_size, decodings, few_shot, judge, verdicts, max_new_tokens) -> None:
     for name, value in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if value is not None:
+            validation.check_count(name, value)
     unknown = [name for name in decodings if name not in DECODINGS]
     if unknown or not decodings:
         raise ValueError(f"decoding must be one of {', '.join(DECODINGS)}, got {', '.join(decodings) or 'none'}")

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from svdecode import distributed
-from svdecode.adapters import causal_lm_of
-from svdecode.data import pad_token_id
+from svdecode.common import distributed
+from svdecode.data.batches import pad_token_id
 from svdecode.evaluation.generation import Generator
 from svdecode.evaluation.items import Item
 from svdecode.evaluation.records import Records
 from svdecode.evaluation.scoring import Alone, Scorer, common_prefix
 from svdecode.evaluation.systems import System
 from svdecode.evaluation.tasks.base import CHOICES, TEXT, Task
-from svdecode.steering import steer
+from svdecode.models.adapters import causal_lm_of
+from svdecode.models.steer import steer
 
 
 class Runner:
@@ -36,13 +36,13 @@ class Runner:
         max_new_tokens: int,
         shared_prompt: bool,
     ) -> None:
-        """Arguments as in `svdecode.evaluation.evaluate`; `names` gives each compared system and its decoding."""
+        """Arguments as in `svdecode.evaluation.run.evaluate`; `names` gives each compared system and its decoding."""
         self.task, self.names, self.seed = task, names, seed
         self.scorer = self.generator = None
         systems = [system for system, _ in names.values()]
         steered = None
         if len(systems) > 1:
-            steered = steer(model, pretrained=pretrained, mu=0.0, penalty=systems[-1].penalty)
+            steered = steer(model, pretrained=pretrained, mu=0.0, penalty=systems[-1].setting.penalty)
         if task.how == TEXT:
             self.generator = Generator(
                 model, steered, tokenizer,

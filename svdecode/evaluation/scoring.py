@@ -7,7 +7,6 @@ part follows in a copy of that cache, and the answers in copies of the question'
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from svdecode.constants import IGNORE_INDEX
-from svdecode.data import collate
+from svdecode.data.batches import collate, padded, with_prompt
 from svdecode.evaluation.systems import System, nll_of
-from svdecode.forward_inputs import CACHE
+from svdecode.models.forward_inputs import CACHE, last_logits, takes_positions
 
 MAX_LOGITS = 2**28
 """Logits of one forward, both models together: 1 GB in float32."""
@@ -32,7 +31,6 @@ class Alone(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.config, self.device = model, model.config, model.device
-        self.accepts = inspect.signature(model.forward).parameters
 
     def pair_logits(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
         """Logits (B, T, V) twice, and the model's output."""
@@ -82,7 +80,6 @@ class Scorer:
         """
         self.pair, self.systems, self.batch_size, self.pad = pair, systems, batch_size, pad
         self.prefix = list(prefix)
-        self.accepts = getattr(pair, "accepts", None) or inspect.signature(pair.forward).parameters
         self.tokens = 0
         self._cache = self._encoded_prefix() if self.prefix else None
 
@@ -101,7 +98,7 @@ class Scorer:
         return torch.cat(parts, 1)
 
     def _score_batch(self, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        encoded = [{"input_ids": p + a, "labels": [IGNORE_INDEX] * len(p) + a} for p, a in rows]
+        encoded = [with_prompt(p, a) for p, a in rows]
         batch = {name: value.to(self.pair.device) for name, value in collate(encoded, self.pad).items()}
         span = self._span(rows)
         labels = batch.pop("labels")[:, 1 - span :]
@@ -135,14 +132,14 @@ class Scorer:
         return found
 
     def _score_answers(self, cache: Cache, last: tuple[Tensor, Tensor], answers: list[list[int]], past: int) -> Tensor:
-        labels = _right_padded(answers, IGNORE_INDEX).to(self.pair.device)  # (A, T)
+        labels = padded(answers, IGNORE_INDEX).to(self.pair.device)  # (A, T)
         rows, length = labels.shape
         nll = nll_of(self.systems, *(logits.expand(rows, 1, -1) for logits in last), labels[:, :1])
         if length > 1:
             cache.batch_repeat_interleave(rows)
             held = (labels != IGNORE_INDEX).long()[:, :-1]
             mask = torch.cat([held.new_ones(rows, past), held], 1)
-            ids = _right_padded(answers, self.pad).to(labels)[:, :-1]
+            ids = padded(answers, self.pad).to(labels)[:, :-1]
             positions = torch.arange(past, past + length - 1, device=ids.device)[None]
             pre, ft = self._forward(
                 input_ids=ids,
@@ -171,15 +168,10 @@ class Scorer:
     def _forward(self, *, keep: int | None = None, **inputs: object) -> tuple[Tensor, Tensor]:
         """Logits of both models, of the last `keep` positions at least. Arguments that the model does not know are left out."""
         self.tokens += inputs["input_ids"].numel()
+        model = self.pair.model if isinstance(self.pair, Alone) else self.pair
         if keep is not None:
-            inputs["logits_to_keep"] = keep
-        for name in ("logits_to_keep", "position_ids"):
-            if name not in self.accepts:
-                inputs.pop(name, None)
+            inputs |= last_logits(model, keep)
+        if not takes_positions(model):
+            inputs.pop("position_ids", None)
         pre, ft, _ = self.pair.pair_logits(**inputs)
         return pre, ft
-
-
-def _right_padded(rows: list[list[int]], filler: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])

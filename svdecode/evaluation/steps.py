@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from svdecode import distributed
-from svdecode.benchmarks import TRAIN
-from svdecode.calibration import Calibration, calibrate, collect_tokens
-from svdecode.constants import ALPHA, IGNORE_INDEX, KL
-from svdecode.data import collate, pad_token_id
+from svdecode.calibration.calibrate import calibrate
+from svdecode.calibration.collect import collect_tokens
+from svdecode.common import distributed
+from svdecode.common.files import to_json, write_atomically
+from svdecode.common.intervals import bootstrap_interval
+from svdecode.common.tables import markdown_table, with_interval
+from svdecode.constants import ALPHA, KL
+from svdecode.data.batches import collate, pad_token_id, with_prompt
+from svdecode.data.benchmarks import TRAIN
+from svdecode.data.sources import read_rows
 from svdecode.evaluation.comparison import verdict
 from svdecode.evaluation.figures import plot_steps
 from svdecode.evaluation.items import gold_rows, window
-from svdecode.evaluation.report import table
 from svdecode.evaluation.run import evaluate
 from svdecode.evaluation.tasks import find_task
 from svdecode.evaluation.tasks.base import Metric, Question, Task
 from svdecode.evaluation.tasks.truthfulqa import EXAMPLES
-from svdecode.files import write_atomically
-from svdecode.intervals import bootstrap_interval
-from svdecode.sources import read_rows
-from svdecode.warmstart import step_folder
+from svdecode.strength.calibration import Calibration
+from svdecode.warmstart.train import step_folder
 
 NLL = Metric("NLL", higher_is_better=False)
 
 
 def checkpoints(folder: str | Path) -> list[int]:
-    """The steps whose adapters `svdecode.warmstart` saved in a folder, in order; ValueError where there is none."""
+    """The steps whose adapters `svdecode warmstart` saved in a folder, in order; ValueError where there is none."""
     folder = Path(folder)
     names = [path.parent.name for path in folder.glob("step-*/adapter_config.json")]
     steps = sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
@@ -60,7 +61,7 @@ def calibrate_for(
         data: the test data.
         model: a PeftModel, or any causal LM together with `pretrained`.
         tokenizer: theirs.
-        pretrained, few_shot, batch_size, progress: as in `svdecode.evaluation.evaluate`.
+        pretrained, few_shot, batch_size, progress: as in `svdecode.evaluation.run.evaluate`.
         alpha, direction: as in `svdecode.calibrate`.
     """
     calibration, _ = _questions(find_task(task), calibration_data, data, few_shot)
@@ -96,11 +97,11 @@ def evaluate_steps(
         calibration_data: in the task's format; a question that is also in `data` is refused.
         alpha: confidence threshold.
         few_shot, limit, batch_size, seed, progress: as in `evaluate`.
-        output: folder for steps.json, steps.md and steps.png, and one folder a checkpoint, where an interrupted run goes on.
+        output: folder for steps.json, steps.md and steps.png, and one folder per checkpoint, where an interrupted run goes on.
         settings: further arguments of `evaluate`.
 
     Returns:
-        One row a checkpoint: step, mu, coverage, "nll" of kept gold tokens (nats) and "nll_difference", "metric" (the task's
+        One row per checkpoint: step, mu, coverage, "nll" of kept gold tokens (nats) and "nll_difference", "metric" (the task's
         first) and "metric_difference", with intervals and verdicts.
     """
     chosen = find_task(task, settings.get("score"))
@@ -126,14 +127,14 @@ def evaluate_steps(
         )  # fmt: skip
         rows.append({"step": step, "mu": found.mu, **held_out, **_metric_of(report, metric)})
     if output is not None and distributed.is_main():
-        write_atomically(output / "steps.json", json.dumps(rows, indent=2).encode())
+        write_atomically(output / "steps.json", to_json(rows, indent=2).encode())
         write_atomically(output / "steps.md", steps_markdown(rows, task, metric).encode())
         plot_steps(rows, metric, task, output / "steps.png")
     return rows
 
 
 def steps_markdown(rows: list[dict], task: str, metric: str) -> str:
-    """A table of `evaluate_steps`, and one sentence a checkpoint without a gain."""
+    """A table of `evaluate_steps`, and one sentence for each checkpoint without a gain."""
     head, lines = steps_table(rows, metric)
     silent = [str(row["step"]) for row in rows if row["nll_difference"]["verdict"] == "no gain is shown"]
     words = f"\nNLL: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
@@ -141,11 +142,11 @@ def steps_markdown(rows: list[dict], task: str, metric: str) -> str:
     words += (
         f"\n{metric}: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
     )
-    return f"# {task}: gain over warm-start steps\n\n{table(head, lines)}{words}"
+    return f"# {task}: gain over warm-start steps\n\n{markdown_table(head, lines)}{words}"
 
 
 def steps_table(rows: list[dict], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows; NLL in nats a kept gold token."""
+    """Head and rows; NLL in nats per kept gold token."""
     head = ["steps", "coverage", "mu", "NLL, warm start", "NLL, SVDecode", "difference [95%]",
             f"{metric}, warm start", f"{metric}, SVDecode", "difference [95%]"]  # fmt: skip
     lines = []
@@ -153,9 +154,9 @@ def steps_table(rows: list[dict], metric: str) -> tuple[list[str], list[list[str
         nll, scores = row["nll"], row["metric"]
         lines.append([
             str(row["step"]), f"{row['coverage']:.2f}", f"{row['mu']:.2f}",
-            f"{nll['warm start']:.3f}", f"{nll['SVDecode']:.3f}", _signed(row["nll_difference"]),
+            f"{nll['warm start']:.3f}", f"{nll['SVDecode']:.3f}", with_interval(row["nll_difference"], "difference", sign="+"),
             *(f"{scores[name]['mean']:.3f}" if name in scores else "" for name in ("warm start", "SVDecode")),
-            _signed(row["metric_difference"]),
+            with_interval(row["metric_difference"], "difference", sign="+"),
         ])  # fmt: skip
     return head, lines
 
@@ -181,7 +182,7 @@ def _gold_batches(questions: list[Question], model: object, tokenizer: object, b
     """Batches of gold answers after their prompts, for `calibrate` and `collect_tokens`."""
     rows = [row for question in questions for row in gold_rows(question, tokenizer, window(model))]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    encoded = [{"input_ids": p + a, "labels": [IGNORE_INDEX] * len(p) + a} for p, a in rows]
+    encoded = [with_prompt(p, a) for p, a in rows]
     pad = pad_token_id(tokenizer)
     return [collate(encoded[i : i + batch_size], pad) for i in range(0, len(encoded), batch_size)]
 
@@ -211,10 +212,3 @@ def _metric_of(report: object, metric: str) -> dict[str, object]:
     names = {"warm start": "warm start", ours: "SVDecode"}
     scores = {short: results[name] for name, short in names.items() if name in results}
     return {"metric": scores, "metric_difference": comparisons.get(ours, {})}
-
-
-def _signed(found: dict) -> str:
-    if not found:
-        return ""
-    low, high = found["interval"]
-    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

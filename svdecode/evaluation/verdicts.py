@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
+from svdecode.common.files import JsonLines
 from svdecode.evaluation.judge import ASPECTS, INFORMATIVE, TRUE, Case, Judge, yes_or_no
 
 FILE_NAME = "verdicts.jsonl"
@@ -29,18 +29,13 @@ def read_verdicts(path: Path, partial: bool = False) -> dict[Key, Verdict]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    file = JsonLines(path, 'needs "question", "answer", and "true", "informative" as true or false')
     found = {}
-    for number, line in enumerate(lines[:-1] if partial else lines, 1):
-        if not line.strip():
-            continue
+    for number, row in file.read(partial):
         try:
-            row = json.loads(line)
             found[row["question"], row["answer"]] = {aspect: _as_verdict(row[aspect]) for aspect in ASPECTS}
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            raise ValueError(
-                f'{path}, line {number}: needs "question", "answer", and "true", "informative" as true or false'
-            ) from None
+        except (KeyError, TypeError, ValueError):
+            raise file.error(number) from None
     return found
 
 
@@ -91,7 +86,7 @@ def _ask(judge: Judge, cases: list[Case], known: dict[Key, Verdict], path: Path 
 
     if path is not None and cases:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
+        JsonLines(path).drop_partial_line()
     with (
         ThreadPoolExecutor(judge.parallel) as pool,
         tqdm(total=len(cases), desc="judge", unit="answer", disable=not progress) as bar,
@@ -102,20 +97,11 @@ def _ask(judge: Judge, cases: list[Case], known: dict[Key, Verdict], path: Path 
                 bar.update()
                 if path is not None:
                     row = {"question": case.question, "answer": case.answer, **verdict}
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    JsonLines(path).append([row])
         except ValueError:  # the endpoint refuses: the questions still waiting would be refused too
             pool.shutdown(cancel_futures=True)
             raise
     return found
-
-
-def _drop_partial_line(path: Path) -> None:
-    if path.is_file():
-        from svdecode.files import write_atomically
-
-        text = path.read_text(encoding="utf-8")
-        write_atomically(path, text[: text.rfind("\n") + 1].encode())
 
 
 def _values(verdict: Verdict) -> dict[str, float | None]:

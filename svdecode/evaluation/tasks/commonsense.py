@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 
-from svdecode.data import instruction_prompt
+from svdecode.data.examples import instruction_prompt
 from svdecode.evaluation.tasks.base import CHOICES, TEXT, Metric, Question, Task, need_columns
 
 NAMES = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdecode.data import COLUMNS, examples_of
+from svdecode.data.examples import COLUMNS, examples_of
 from svdecode.evaluation.tasks.base import TOKENS, Metric, Question, Task, need_columns
 
 NAME = "nll"

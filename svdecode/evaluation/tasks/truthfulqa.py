@@ -6,7 +6,7 @@ question and "A:". The examples are rows of a file, or the first of the data, wh
 
 from __future__ import annotations
 
-from svdecode.data import question_prompt
+from svdecode.data.examples import question_prompt
 from svdecode.evaluation.tasks.base import need_columns
 
 EXAMPLES = 6

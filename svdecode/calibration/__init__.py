@@ -1,0 +1,1 @@
+"""Running both models over a data set to find the strength, and reporting what was found."""

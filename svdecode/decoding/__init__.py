@@ -1,0 +1,1 @@
+"""The thin decoding loop: the paper's Algorithm 1."""

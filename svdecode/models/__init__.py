@@ -1,0 +1,1 @@
+"""Two models' logits from one forward, behind the interface of a transformers model."""

@@ -1,0 +1,97 @@
+"""What peft put into a model: finding the pre-trained model under an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdecode.models.paired_layers import without_adapter
+from svdecode.models.shared_weights import share_weights
+
+_UNSUPPORTED = {
+    "LILY": "its router averages over all tokens of a batch, so that a cached step gives other numbers than a whole forward",
+    "MULTITASK_PROMPT_TUNING": "it needs task ids at every forward",
+    "POLY": "it needs task ids at every forward",
+    "SHADOW": "it replaces the hidden states that pass between layers",
+    "XLORA": "it runs a forward of its own to choose among adapters",
+}
+
+
+def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
+    """The transformers model inside a PeftModel, or the model itself."""
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
+        raise TypeError(
+            f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"
+        )
+    return model
+
+
+def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of the model that hold adapter weights, in order."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def is_prompt_learning(model: PeftModel) -> bool:
+    """Whether the active adapter is virtual tokens and not weights inside the model."""
+    return model.active_peft_config.is_prompt_learning
+
+
+def active_configs(model: object) -> list[PeftConfig]:
+    """The configs of a model's active adapters, which peft or transformers put into it."""
+    known = getattr(model, "peft_config", None)
+    if not known:
+        return []
+    names = model.active_adapters
+    names = names() if callable(names) else names  # a property of peft, a method of transformers
+    return [known[name] for name in names if name in known]
+
+
+def check_adapter(model: object) -> None:
+    """Raise ValueError unless the pre-trained model can be recovered from `model` exactly."""
+    for config in active_configs(model):
+        if config.peft_type.value in _UNSUPPORTED:
+            why = _UNSUPPORTED[config.peft_type.value]
+            raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ValueError("activated LoRA is not supported: peft looks for its invocation tokens outside the model")
+        if getattr(config, "bias", "none") != "none":
+            raise ValueError(
+                f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
+                "Pass the pre-trained model as pretrained="
+            )
+    if isinstance(model, PeftModel) and is_prompt_learning(model):
+        return
+    layers = adapter_layers(model) if isinstance(model, nn.Module) else []
+    if not layers and isinstance(model, PeftModel):
+        raise ValueError("model has no adapter layers: the adapter may have been merged and unloaded")
+    if not layers:
+        raise ValueError("model has no adapter: pass a PeftModel, or the pre-trained model as pretrained=")
+    if any(layer.merged for layer in layers):
+        raise ValueError("the adapter is merged into the weights: call unmerge_adapter() first")
+    if all(layer.disable_adapters or not layer.active_adapters for layer in layers):
+        raise ValueError("no adapter is active: call set_adapter() or enable_adapter_layers() first")
+
+
+def pretrained_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The pre-trained model under the adapters of `model`, over the same weights: every adapter layer left out."""
+    return share_weights(model, without_adapter)
+
+
+def adapter_fingerprint(model: object) -> str | None:
+    """SHA-256 of the active adapter's weights, which names an adapter wherever it lies; None without an adapter."""
+    if not isinstance(model, PeftModel):
+        return None
+    digest = hashlib.sha256()
+    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

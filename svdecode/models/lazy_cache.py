@@ -1,0 +1,117 @@
+"""The pre-trained model's side of `mode="lazy"`: tokens that wait, and one forward that catches up on them.
+
+Where the confidence threshold leaves one token and the penalty is -inf, that token has all the mass whatever the pre-trained
+model says. Its forward is postponed until a step keeps more: then the row's waiting tokens run in one chunk. Rows of a
+batch wait independently. A chunk is as long as the longest wait among the rows that need it, and is written to the place of
+its tokens, so that the shorter ones are computed again and not padded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from svdecode.models.buffered_cache import buffered_cache, keeps_keys_and_values
+from svdecode.models.forward_inputs import CACHE, last_logits, takes_positions
+
+ROOM = 64
+
+
+class LazyCache:
+    """Companion of the adapted model's cache: what the pre-trained model has seen of each row, and what it has not.
+
+    Follows `reorder_cache`, `batch_select_indices`, `batch_repeat_interleave`, `crop` and `reset` as a Cache does.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """An empty one for `model`, of which `why_not` has nothing to say."""
+        self.cache = buffered_cache(model, ROOM)
+        self.reset()
+
+    @staticmethod
+    def why_not(model: PreTrainedModel) -> str | None:
+        """What lazy mode needs of a model and this one lacks, such as a state-space model; None if nothing."""
+        return (
+            None
+            if keeps_keys_and_values(model)
+            else "a model whose layers all keep keys and values: use mode='two_pass'"
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cache.reset()
+        self.ids: Tensor | None = None  # (B, S) int64, all tokens so far
+        self.positions: Tensor | None = None  # (B, S)
+        self.seen: Tensor | None = None  # (B,) how many of them the pre-trained model has seen
+
+    def append(self, ids: Tensor, positions: Tensor) -> None:
+        """Tokens (B, T) that wait from now on."""
+        if self.ids is None:
+            self.ids, self.positions = ids, positions
+            self.seen = torch.zeros(len(ids), dtype=torch.long)
+        else:
+            self.ids, self.positions = torch.cat([self.ids, ids], 1), torch.cat([self.positions, positions], 1)
+
+    def catch_up(self, model: PreTrainedModel, rows: Tensor, mask: Tensor | None, last: int) -> Tensor:
+        """Run the waiting tokens of some rows.
+
+        Args:
+            model: the pre-trained model.
+            rows: (R,) int64, on the CPU.
+            mask: (B, S) attention mask of all tokens so far, or None.
+            last: how many tokens' logits are wanted.
+
+        Returns:
+            (R, last, V) logits of the last tokens.
+        """
+        total = self.ids.shape[1]
+        start = min(int(self.seen[rows].min()), total - last)
+        everything = len(rows) == len(self.ids)
+        chosen = None if everything else rows.to(model.device)
+        for layer in self.cache.layers:
+            layer.rows, layer.start, layer.held_rows = chosen, start, len(self.ids)
+
+        def of_rows(values: Tensor) -> Tensor:
+            return (values if everything else values[rows.to(values.device)]).to(model.device)
+
+        extra = {"position_ids": of_rows(self.positions)[:, start:]} if takes_positions(model) else {}
+        if mask is not None:
+            extra["attention_mask"] = of_rows(mask)[:, :total]
+        logits = model(
+            input_ids=of_rows(self.ids)[:, start:],
+            use_cache=True,
+            return_dict=True,
+            **{CACHE: self.cache},
+            **last_logits(model, last),
+            **extra,
+        ).logits
+        self.seen[rows] = total
+        return logits[:, -last:]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i continues from row beam_idx[i]."""
+        self._take(lambda values: values[beam_idx.to(values.device)])
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        self._take(lambda values: values.repeat_interleave(repeats, 0))
+
+    def _take(self, rows_of: object) -> None:
+        if self.ids is None:
+            return
+        self.ids, self.positions, self.seen = rows_of(self.ids), rows_of(self.positions), rows_of(self.seen)
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = rows_of(layer.keys), rows_of(layer.values)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, a negative number."""
+        if tokens_to_remove and self.ids is not None:
+            self.ids, self.positions = self.ids[:, :tokens_to_remove], self.positions[:, :tokens_to_remove]
+            self.seen = self.seen.clamp(max=self.ids.shape[1])
+
+    def activate_past_recording(self) -> None:
+        """Nothing to do: all tokens are kept."""

@@ -1,0 +1,178 @@
+"""`steer`: a model that decodes from the steered distribution, and is in every other way what it was made of."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Literal, get_args
+
+from peft import PeftModel
+from transformers import GenerationMixin, PreTrainedModel
+
+from svdecode.common.versions import warn_untested
+from svdecode.constants import Direction
+from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
+from svdecode.models.buffered_cache import keeps_some_keys
+from svdecode.models.few_rows_linear import use_few_rows
+from svdecode.models.forward_inputs import CACHE, takes
+from svdecode.models.lazy_cache import LazyCache
+from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.shared_weights import share_weights
+from svdecode.models.steered_class import steered_class
+from svdecode.models.steered_model import SteeredModel
+from svdecode.models.virtual_tokens import VirtualTokens
+from svdecode.ops.setting import Setting
+from svdecode.strength.calibration import Calibration, saved_calibration
+
+Mode = Literal["auto", "paired", "lazy", "two_pass"]
+MODES = get_args(Mode)
+
+
+if TYPE_CHECKING:
+
+    class SteeredPreTrainedModel(SteeredModel, PreTrainedModel, GenerationMixin):
+        """What `steer` returns, for type checkers; the real class is made of the model's own (`steered_class`)."""
+
+
+def steer(
+    model: PeftModel | PreTrainedModel,
+    *,
+    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None = None,
+    mu: float | Calibration | None = None,
+    alpha: float | None = None,
+    penalty: float | None = None,
+    direction: Direction | None = None,
+    mode: Mode = "auto",
+) -> SteeredPreTrainedModel:
+    """A model whose `generate()` decodes from the steered distribution, and whose `forward` returns its log-probs.
+
+    The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
+    as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (a forward in the middle
+    of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer. To move or convert the weights,
+    move or convert `model` and steer it again. `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
+
+    Args:
+        model: a PeftModel, or any causal LM of transformers together with `pretrained`.
+        pretrained: the other model, with the same vocabulary; left out, it is what lies under the adapter. `model` itself
+            serves classifier-free guidance, with `pretrained_input_ids` (see `SteeredModel`). A pair (expert, anti_expert)
+            makes the direction that of these two, applied to `model`: proxy tuning, DExperts.
+        mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
+            (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
+            A calibration holds for the adapter, the alpha and the direction that it was made with.
+        alpha: confidence threshold in [0, 1]. None follows the calibration; with a number as mu it is 0.1.
+        penalty: lambda <= 0 for tokens outside the kept set. None follows the calibration, else it is -inf.
+        direction: "kl" or "log_ratio". None follows the calibration, else it is "kl".
+        mode: "paired" runs both models as one batch of doubled rows with one cache (every adapter, see
+            `paired_layers.py`, and `pretrained=model`), "lazy" the pre-trained model only where more than one token is kept
+            (penalty=-inf alone; see `lazy_cache.py`), "two_pass" two forwards with two caches (everything, also models on
+            different devices). "auto" takes "paired" where it can, else "lazy", else "two_pass".
+
+    Raises:
+        ValueError: no adapter and no `pretrained`, an adapter whose pre-trained model cannot be recovered, different
+            vocabularies, no strength, one calibrated for other settings, or a mode that the models do not allow.
+    """
+    warn_untested()
+    if isinstance(model, SteeredModel):
+        raise ValueError("model is steered already: assign to its settings, or steer the model that it was made of")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    ft = causal_lm_of(model)
+    others = _other_models(ft, model, pretrained)
+    # Models that are made of one tree of weights, with or without the adapter, can share a forward.
+    own = pretrained is None or pretrained is model
+    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    settings = _settings(model, mu, alpha, penalty, direction)
+    mode = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
+
+    steered = share_weights(ft)
+    steered.__class__ = steered_class(type(ft))
+    steered.generation_config = copy.deepcopy(ft.generation_config)
+    steered.settings = settings
+    steered.mode, steered.row_steps, steered.skipped_row_steps = mode, 0, 0
+    # Not submodules: parameters() and to() are those of the one model that the user sees.
+    steered.__dict__["_others"] = others
+    steered._same_layers = own
+    steered._virtual_tokens = VirtualTokens(model) if prompted else None
+    steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
+    for tree in (steered, *steered._others):
+        use_few_rows(tree)
+    return steered.eval()
+
+
+def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> list[PreTrainedModel]:
+    if pretrained is None:
+        check_adapter(model)
+        return [pretrained_of(ft).eval()]
+    if isinstance(model, PeftModel) and is_prompt_learning(model):
+        check_adapter(model)
+    for other in pretrained if isinstance(pretrained, tuple | list) else [pretrained]:
+        if isinstance(other, PeftModel) and is_prompt_learning(other) and other is not model:
+            raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
+        if other is not model and causal_lm_of(other, "pretrained") is ft:
+            raise ValueError(
+                "pretrained is the model under the adapter, into which peft has put the adapter: leave pretrained out"
+            )
+    if not isinstance(pretrained, tuple | list):
+        others = [causal_lm_of(pretrained, "pretrained")]
+    elif len(pretrained) == 2:
+        others = [causal_lm_of(other, f"pretrained[{i}]") for i, other in enumerate(pretrained)]
+    else:
+        raise ValueError(f"pretrained must be a model or a pair (expert, anti_expert), got {len(pretrained)} models")
+    size = ft.config.get_text_config().vocab_size
+    for other in others:
+        if other.config.get_text_config().vocab_size != size:
+            raise ValueError(
+                "model and pretrained have different vocabularies: "
+                f"{size} and {other.config.get_text_config().vocab_size}"
+            )
+    return [share_weights(other).eval() for other in others]
+
+
+def _exact_mode(
+    mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, prompted_twice: bool, penalty: float
+) -> str:
+    """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
+    if not (takes(ft, CACHE) and keeps_some_keys(ft)):
+        raise ValueError(
+            f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
+        )
+    can_pair = own and not _mixes_rows(ft)
+    if prompted_twice and (mode in ("lazy", "two_pass") or not can_pair):
+        raise ValueError(f"mode={mode!r}: a prompt-learning adapter on both sides needs mode='paired'")
+    if mode == "paired" and not can_pair:
+        raise ValueError(
+            "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"
+        )
+    if mode == "paired" or (mode == "auto" and can_pair):
+        return "paired"
+    why = None
+    if penalty != -math.inf:
+        why = f"penalty=-inf, got {penalty}: with a finite one the pre-trained model changes every step"
+    elif any(other.device != ft.device for other in others):
+        devices = ", ".join(str(other.device) for other in others)
+        why = f"all models on one device, got {ft.device} and {devices}: use mode='two_pass'"
+    elif any(LazyCache.why_not(other) for other in others):
+        why = next(LazyCache.why_not(other) for other in others)
+    if mode == "lazy" and why:
+        raise ValueError(f"mode='lazy' needs {why}")
+    return "two_pass" if why or mode == "two_pass" else "lazy"
+
+
+def _mixes_rows(model: PreTrainedModel) -> bool:
+    """Whether the model routes single tokens, out of their rows, to experts."""
+    config = model.config.get_text_config(decoder=True)
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _settings(
+    model: object, mu: float | Calibration | None, alpha: float | None, penalty: float | None, direction: str | None
+) -> Setting:
+    """The calibration's, or the arguments with the paper's defaults; checked."""
+    given = {"alpha": alpha, "penalty": penalty, "direction": direction}
+    given = {name: value for name, value in given.items() if value is not None}
+    if mu is not None and not isinstance(mu, Calibration):
+        return Setting(mu, **given).check()
+    Setting(0.0, **given).check()
+    fingerprint = adapter_fingerprint(model)
+    calibration = saved_calibration(fingerprint) if mu is None else mu
+    return calibration.setting_for(fingerprint, **given).check()

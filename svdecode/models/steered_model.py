@@ -1,0 +1,291 @@
+"""`SteeredModel`: what `steer` makes of a model's class. Two models' logits for each forward, in one of three ways.
+
+Steering happens inside `forward`, before `generate()` sees any logits: beams, sampling, penalties, caches and assistants then
+work on steered log-probs as they would on any model's logits. A logits processor with a second model inside cannot do
+that: its cache is never reordered by beam search.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from svdecode.models.forward_inputs import (
+    CACHE,
+    OWN_ARGUMENTS,
+    combined,
+    positions_of,
+    rows_of,
+    stack,
+    takes_positions,
+    trim,
+    with_cache_name,
+    with_own_prompt,
+)
+from svdecode.models.lazy_cache import LazyCache
+from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.steered_cache import check_empty, companion_of, extend
+from svdecode.models.virtual_tokens import VirtualTokens
+from svdecode.ops.fused_steer import fused_steer
+from svdecode.ops.setting import Setting
+
+_ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+
+
+def _part_of_settings(name: str) -> property:
+    def get(self: SteeredModel) -> float | str:
+        return getattr(self.settings, name)
+
+    def set_(self: SteeredModel, value: float | str) -> None:
+        self.settings = self.settings._replace(**{name: value})
+
+    return property(get, set_, doc=f"`settings.{name}`.")
+
+
+class SteeredModel:
+    """What `steer` adds to the class of a model.
+
+    settings: mu, alpha, penalty and direction as one immutable `svdecode.Setting`; assigning another one changes the model, and
+        so does assigning to `mu`, `alpha`, `penalty` or `direction`.
+    mode: "paired" (one forward of doubled rows), "lazy" (the pre-trained model only where more than one token is kept; every
+        step if `penalty` is made finite) or "two_pass" (two models, two caches). This one cannot be changed.
+    row_steps, skipped_row_steps: in lazy mode, how many rows' steps there were and how many the pre-trained model sat out.
+
+    `forward` and `generate` take two arguments beside the model's own, `pretrained_input_ids` and
+    `pretrained_attention_mask`, (B, T) like the prompt: the prompt that the pre-trained model sees instead, left-padded to the
+    same length. With one model on both sides that is classifier-free guidance.
+    """
+
+    mode: str
+    row_steps: int
+    skipped_row_steps: int
+    _others: list[PreTrainedModel]  # the pre-trained model; or an expert and an anti-expert
+    _same_layers: bool  # whether the others' caches have the layers of this model's
+    _paired_layers: PairedLayers | None  # None where one model is on both sides
+    _virtual_tokens: VirtualTokens | None
+
+    @property
+    def settings(self) -> Setting:
+        """How the model is steered; TypeError or ValueError where an assigned value is out of range."""
+        return self.__dict__["_settings"]
+
+    @settings.setter
+    def settings(self, value: Setting) -> None:
+        self.__dict__["_settings"] = Setting(*value).check()
+
+    mu = _part_of_settings("mu")
+    alpha = _part_of_settings("alpha")
+    penalty = _part_of_settings("penalty")
+    direction = _part_of_settings("direction")
+
+    def extra_repr(self) -> str:
+        """The settings and the mode, in the model's repr."""
+        return ", ".join(f"{name}={value!r}" for name, value in {**self.settings._asdict(), "mode": self.mode}.items())
+
+    @property
+    def skipped_share(self) -> float:
+        """Share of the rows' steps, since `steer`, that needed no forward of the pre-trained model."""
+        return self.skipped_row_steps / max(self.row_steps, 1)
+
+    def pair_logits(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
+        """Logits (B, T, V) of the pre-trained and of the adapted model, and the adapted model's output."""
+        return self._pair(inputs, lazily=False)
+
+    def logits_to_steer(self, **inputs: object) -> tuple[Tensor, Tensor, object]:
+        """As `pair_logits`, but in lazy mode a row whose kept sets have one token each has the adapted logits twice."""
+        return self._pair(inputs, lazily=self.mode == "lazy" and self.settings.penalty == -math.inf)
+
+    def steered_logprobs(self, pre: Tensor, ft: Tensor) -> Tensor:
+        """(..., V) float32 log-probs of the steered distribution."""
+        return fused_steer(pre, ft, self.settings.mu, **self.settings.keywords, return_kl=False).logprobs
+
+    def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
+        """The model's own `generate()`, from the steered distribution."""
+        keywords = with_cache_name(keywords)
+        ids = inputs if inputs is not None else keywords.get("input_ids")
+        if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
+            raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
+        own, cache = keywords.get("pretrained_input_ids"), keywords.get(CACHE)
+        started = cache is not None and cache.get_seq_length() > 0
+        if own is not None and not started and (ids is None or own.shape != ids.shape):
+            raise ValueError(
+                "pretrained_input_ids must be left-padded to the shape of the prompt, "
+                f"{None if ids is None else tuple(ids.shape)}, got {tuple(own.shape)}"
+            )
+        pad = self.generation_config.pad_token_id
+        if own is not None and keywords.get("pretrained_attention_mask") is None and pad is not None:
+            keywords["pretrained_attention_mask"] = ((own != pad).cumsum(-1) > 0).long()
+        return super().generate(inputs, *arguments, **keywords)
+
+    def save_pretrained(self, *_: object, **__: object) -> None:
+        """Raise ValueError: a steered model has nothing of its own to save."""
+        raise ValueError("a steered model shares its weights: save the model or adapter, and the calibration beside it")
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SteeredModel:
+        """`to()`, `half()` and their kin: not of weights that another model shares."""
+        weight = next(self.parameters()).data
+        moved = function(weight.flatten()[:0])
+        if (moved.dtype, moved.device) != (weight.dtype, weight.device):
+            raise RuntimeError("a steered model shares its weights: move or convert the model, and steer it again")
+        return self
+
+    def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
+        inputs = {**with_cache_name(inputs), "return_dict": True}
+        if isinstance(inputs.get("logits_to_keep"), Tensor):
+            raise ValueError("logits_to_keep must be a number, got a tensor")
+        own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
+        length = rows_of(inputs).shape[1]
+        with self._only_here():
+            cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
+            other = inputs
+            if own["pretrained_input_ids"] is not None:
+                other = with_own_prompt(inputs, takes_positions(self), **own)
+            if self.mode == "paired":
+                pre, ft, output = self._one_doubled_forward(other, inputs, length)
+            else:
+                output = self._adapted_forward(inputs, length)
+                ft = output.logits
+                pre = self._lazily(other, ft, cache, lazily) if self.mode == "lazy" else self._second(other, ft, cache)
+        if cache is None and output.get(CACHE) is not None:  # a prefix's, which nobody asked for
+            output = type(output)(**{name: value for name, value in output.items() if name != CACHE})
+        return pre, ft, output
+
+    def _one_doubled_forward(self, pre: dict, ft: dict, length: int) -> tuple[Tensor, Tensor, object]:
+        """Rows [pre-trained | adapted] in one forward."""
+        batch = rows_of(ft).shape[0]
+        both = {**ft}
+        for name in _ROW_ARGUMENTS:
+            both[name] = stack(pre.get(name), ft.get(name), batch)
+        # One model on both sides has virtual tokens on both.
+        output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch, pairs=batch)
+        if output["logits"].dim() != 3 or output["logits"].shape[0] != 2 * batch:
+            raise RuntimeError(f"{type(self).__name__} reshapes the rows of a batch: use mode='two_pass'")
+        trim(output, batch, length)
+        return output["logits"][:batch], output["logits"][batch:], output
+
+    def _adapted_forward(self, inputs: dict, length: int) -> object:
+        output = self._forward({**inputs}, masked_rows=0)
+        trim(output, 0, length)
+        return output
+
+    def _forward(self, inputs: dict, masked_rows: int, pairs: int = 0) -> object:
+        if self._virtual_tokens is not None:
+            self._virtual_tokens.put_in_front(inputs, self, masked_rows, takes_positions(self))
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if pairs and self._paired_layers is not None:
+            self._paired_layers.set_rows(pairs, rows_of(inputs).shape[1])
+        cache = inputs.get(CACHE)
+        with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
+            return super().forward(**inputs)
+
+    def _second(self, inputs: dict, ft: Tensor, cache: Cache | None) -> Tensor:
+        """The other models' forwards, with caches of their own."""
+        if not self._same_layers and inputs.get("input_ids") is None:
+            raise ValueError("two models need input_ids: inputs_embeds are those of one")
+        inputs = {**inputs, "output_hidden_states": False, "output_attentions": False}
+        found = []
+        for index, model in enumerate(self._others):
+            moved = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+            moved[CACHE] = None if cache is None else cache.companions[index]
+            if not takes_positions(model):
+                moved.pop("position_ids", None)
+            elif not takes_positions(self) and isinstance(moved.get("attention_mask"), Tensor):
+                moved["position_ids"] = positions_of(moved["attention_mask"])[:, -moved["input_ids"].shape[1] :]
+            found.append(model(**moved).logits.to(ft.device))
+        return combined(ft, found)
+
+    def _lazily(self, inputs: dict, ft: Tensor, cache: Cache | None, lazily: bool) -> Tensor:
+        """The other models' logits for the rows with a kept set of more than one token; `ft` for the rest."""
+        top, alpha = ft.float(), self.settings.alpha
+        floor = top.amax(-1, keepdim=True) + (math.log(alpha) if alpha > 0 else -math.inf)
+        needed = ((top >= floor).sum(-1) != 1).any(-1).cpu()
+        if not lazily:
+            needed = torch.ones_like(needed)
+        else:
+            self.row_steps += len(needed)
+            self.skipped_row_steps += int((~needed).sum())
+        if inputs.get("input_ids") is None:
+            raise ValueError("mode='lazy' needs input_ids: inputs_embeds cannot be kept for later")
+        lagging = [LazyCache(model) for model in self._others] if cache is None else cache.companions
+        ids, positions, mask = inputs["input_ids"], inputs.get("position_ids"), inputs.get("attention_mask")
+        past = 0 if lagging[0].ids is None else lagging[0].ids.shape[1]
+        if positions is None and not takes_positions(self) and mask is not None:
+            positions = positions_of(mask)[:, past : past + ids.shape[1]]
+        elif positions is None:
+            positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
+        for companion in lagging:
+            companion.append(ids, positions.expand(ids.shape))
+        rows = needed.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return ft
+        found = []
+        for companion, model in zip(lagging, self._others, strict=True):
+            logits = companion.catch_up(model, rows, mask, ft.shape[1]).to(ft)
+            found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
+        return combined(ft, found)
+
+    def _extended_cache(self, inputs: dict[str, object], own_prompt: bool) -> Cache | None:
+        """The forward's cache, made to follow both models; None where none is wanted."""
+        cache, wanted = inputs.get(CACHE), inputs.get("use_cache")
+        if cache is None and (self.config.use_cache if wanted is None else wanted):
+            cache = inputs[CACHE] = DynamicCache(config=self.config.get_text_config(decoder=True))
+        return None if cache is None else self._extend(cache, own_prompt)
+
+    def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
+        if hasattr(cache, "inside_forward") and cache.owner() is self:
+            filled = cache.get_seq_length() > 0
+            if filled and cache.own_prompt and not own_prompt:
+                raise ValueError("the cache began with pretrained_input_ids: pass them again")
+            if filled or cache.own_prompt == own_prompt:
+                return cache
+        check_empty(cache)
+        companions: list = []
+        if self.mode == "lazy":
+            companions = [LazyCache(model) for model in self._others]
+        elif self.mode == "two_pass":
+            companions = [companion_of(cache, model, self._same_layers) for model in self._others]
+        count = 0 if self._virtual_tokens is None else self._virtual_tokens.count
+        masks_differ = own_prompt or count > 0 or (len(companions) > 0 and not self._same_layers)
+        return extend(
+            cache,
+            paired=self.mode == "paired",
+            companions=companions,
+            virtual_tokens=count,
+            one_mask=not masks_differ and self.mode != "lazy",
+            own_prompt=own_prompt,
+            owner=weakref.ref(self),
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        extra = 0 if self._virtual_tokens is None else self._virtual_tokens.count
+        rows = 2 * batch_size if self.mode == "paired" else batch_size
+        result = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, rows, max_cache_length + extra
+        )
+        cache = model_kwargs.get(CACHE)
+        if isinstance(cache, Cache):
+            # Beams may be reordered before the first forward has had a chance to extend the cache.
+            self._extend(cache, model_kwargs.get("pretrained_input_ids") is not None)
+        return result
+
+    @contextlib.contextmanager
+    def _only_here(self) -> Iterator[None]:
+        """A forward sets up layers for its rows: two threads in one steered model would mix them up without a word."""
+        me = threading.get_ident()
+        if self.__dict__.setdefault("_runs_in", me) != me:
+            raise RuntimeError(
+                "this steered model is running in another thread: call svdecode.steer once for each thread"
+            )
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_runs_in", None)

@@ -1,0 +1,1 @@
+"""From the statistics of gold tokens to one strength, and the record of it. No model."""

@@ -1,0 +1,292 @@
+"""`Calibration`: a strength, what it rests on, and its file beside the adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from svdecode.common.files import plain
+from svdecode.constants import DIRECTIONS, PENALTY, Direction
+from svdecode.ops.setting import Setting
+from svdecode.strength import storage
+from svdecode.strength.bootstrap import bootstrap_estimates, cross_fitted_gain, gain, interval
+from svdecode.strength.estimators import ESTIMATORS
+from svdecode.strength.figure import plot_calibration
+from svdecode.strength.storage import FILE_NAME, TOKENS_NAME
+from svdecode.strength.token_statistics import TokenStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SELECTED = "selected"
+"""The name among the estimates of a strength that was chosen by a task's metric."""
+
+# Calibrations that this process has saved or loaded, by the fingerprint of their adapter: peft does not record the folder
+# that an adapter came from, so "beside the adapter" is found through the adapter's weights.
+_SAVED: dict[str, Calibration] = {}
+_PARTS = ("tokens", "held_out_tokens")
+
+HOW_JUDGED = {
+    "calibration": "on the calibration data, which chose mu and so flatters it",
+    "held_out": "on held-out data",
+    "cross_fitted": "by cross-fitting (each half of the data at the strength of the other half)",
+}
+"""What the kinds of gains mean."""
+
+
+@dataclass(repr=False)
+class Calibration:
+    """A calibrated strength and what it rests on. NLL, gains and KL are in nats per token; intervals are of 95%."""
+
+    mu: float
+    """The strength of the chosen estimator."""
+    estimator: str
+    """Which of `estimates` `mu` is."""
+    estimates: dict[str, float]
+    """Every estimator's strength (see `svdecode.strength.estimators`), and "selected" where a metric chose."""
+    alpha: float
+    direction: Direction
+    coverage: float
+    """Share of gold tokens inside the kept set; the others have an infinite NLL at every mu and are left out of `exact`."""
+    num_tokens: int
+    """Gold tokens seen."""
+    mean_kl: float
+    """Mean KL(p_ft || p_pre)."""
+    kept: float
+    """Mean size of the kept set."""
+    mu_star_quantiles: dict[str, float]
+    """The spread of the tokens' own optimal strengths, which is heavy-tailed."""
+    adapter: str | None = None
+    """Fingerprint of the adapter's weights."""
+    num_sequences: int | None = None
+    """Examples with a gold token: what the bootstrap resamples."""
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    """Bootstrap interval of each estimate; none with a single sequence."""
+    gains: dict[str, dict] = field(default_factory=dict)
+    """NLL at 0 minus NLL at `mu` (`svdecode.strength.bootstrap.gain`): "calibration", which the choice of mu flatters, and "held_out" or
+    "cross_fitted", which it does not."""
+    bytes_per_token: float | None = None
+    """What one gold token took in memory: 44 bytes, and 8 for each token of its kept set."""
+    data: str | None = None
+    """SHA-256 of the token ids and labels."""
+    held_out_data: str | None = None
+    penalty: float | None = None
+    """The penalty that was selected with `mu`; None where any will do."""
+    selection: dict | None = None
+    """What `--select` compared (see `svdecode.calibration.selection`)."""
+    tokens: TokenStatistics | None = field(default=None, repr=False)
+    """The statistics of each token, for `curve` and `plot`."""
+    held_out_tokens: TokenStatistics | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: TokenStatistics,
+        *,
+        estimator: str,
+        alpha: float,
+        direction: Direction,
+        adapter: str | None = None,
+        held_out: TokenStatistics | None = None,
+        selected: float | None = None,
+        seed: int = 0,
+        **more: object,
+    ) -> Calibration:
+        """Estimate all strengths, intervals and gains from token statistics.
+
+        Args:
+            tokens: of the calibration data.
+            estimator: whose strength is `mu`, unless there is a `selected` one.
+            alpha: as the tokens were collected, like `direction` and `adapter`.
+            direction: see `alpha`.
+            adapter: see `alpha`.
+            held_out: tokens of data that took no part in the choice; None measures the gain by cross-fitting.
+            selected: a strength that a metric chose.
+            seed: of the bootstrap and the halves.
+            more: other fields.
+        """
+        for which, some in {"": tokens, " of held_out": held_out}.items():
+            if some is not None and some.coverage == 0:
+                raise ValueError(
+                    f"no gold token{which} is inside the kept set at alpha={alpha}: calibrate with a smaller alpha"
+                )
+        estimates = {name: function(tokens) for name, function in ESTIMATORS.items()}
+        if selected is not None:
+            estimates[SELECTED], estimator = selected, SELECTED
+        mu = estimates[estimator]
+        num_sequences = len(tokens.sequence.unique())
+        gains = {"calibration": gain(tokens, mu, seed)}
+        intervals = {}
+        if num_sequences > 1:
+            intervals = {name: list(interval(draws)) for name, draws in bootstrap_estimates(tokens, seed).items()}
+        if held_out is not None:
+            gains["held_out"] = gain(held_out, mu, seed)
+        elif num_sequences > 1 and selected is None:
+            crossed = cross_fitted_gain(tokens, estimator, seed)
+            gains |= {} if crossed is None else {"cross_fitted": crossed}
+        levels = torch.tensor(QUANTILES, dtype=torch.float64)
+        quantiles = torch.quantile(tokens.mu_star.double(), levels).tolist()
+        return cls(
+            mu=mu,
+            estimator=estimator,
+            estimates=estimates,
+            alpha=alpha,
+            direction=direction,
+            coverage=tokens.coverage,
+            num_tokens=len(tokens),
+            mean_kl=tokens.kl.double().mean().item(),
+            kept=tokens.num_kept.double().mean().item(),
+            mu_star_quantiles={str(level): value for level, value in zip(QUANTILES, quantiles, strict=True)},
+            adapter=adapter,
+            num_sequences=num_sequences,
+            intervals=intervals,
+            gains=gains,
+            bytes_per_token=tokens.bytes / len(tokens),
+            tokens=tokens,
+            held_out_tokens=held_out,
+            **more,
+        )
+
+    def curve(self, mus: Iterable[float], *, held_out: bool = False) -> Tensor:
+        """(M,) float64: mean NLL of the covered gold tokens at each strength, of the calibration or the held-out data."""
+        tokens = self.held_out_tokens if held_out else self.tokens
+        if tokens is None:
+            which = "held-out tokens" if held_out else f"its tokens ({TOKENS_NAME} is missing, or another's)"
+            raise ValueError(f"this calibration was loaded without {which}: calibrate again")
+        return torch.tensor([tokens.derivatives(float(mu))[0] for mu in mus], dtype=torch.float64)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Which mu, how sure, does it help, as a figure: see `svdecode.plot_calibration`.
+
+        Args:
+            path: a file to write, in the format of its ending (.png, .svg, .pdf); None writes nothing.
+
+        Returns:
+            The figure, which a notebook shows.
+
+        Raises:
+            ValueError: a calibration without its tokens, or an unknown ending.
+            ImportError: matplotlib is missing.
+        """
+        return plot_calibration(self, path)
+
+    def __repr__(self) -> str:
+        """The strength and its settings, one line."""
+        setting = f"mu={self.mu:.4g} ({self.estimator}), alpha={self.alpha:g}, direction={self.direction!r}"
+        penalty = "" if self.penalty is None else f", penalty={self.penalty:g}"
+        return f"Calibration({setting}{penalty}, {self.num_tokens} tokens, coverage={self.coverage:.3f})"
+
+    @property
+    def setting(self) -> Setting:
+        """The strength with the alpha, penalty and direction that it holds for."""
+        return Setting(self.mu, self.alpha, PENALTY if self.penalty is None else self.penalty, self.direction)
+
+    def setting_for(
+        self,
+        fingerprint: str | None,
+        *,
+        alpha: float | None = None,
+        penalty: float | None = None,
+        direction: str | None = None,
+    ) -> Setting:
+        """The setting for an adapter; what is named explicitly must be what the strength was found with.
+
+        Args:
+            fingerprint: of the adapter's weights; None for a model without one.
+            alpha: None follows the calibration.
+            penalty: None follows the calibration; another one is refused only where the penalty was selected with mu.
+            direction: None follows the calibration.
+
+        Raises:
+            ValueError: made for another adapter, or with other settings.
+        """
+        if fingerprint is not None and self.adapter not in (None, fingerprint):
+            raise ValueError(
+                f"mu was calibrated for another adapter (weights {self.adapter[:12]}, the model's are {fingerprint[:12]}): "
+                "calibrate this one, or pass a number"
+            )
+        given = {"alpha": (alpha, self.alpha), "direction": (direction, self.direction)}
+        if self.penalty is not None:
+            given["penalty"] = (penalty, self.penalty)
+        for name, (value, own) in given.items():
+            if value is not None and value != own:
+                raise ValueError(
+                    f"mu was calibrated with {name}={own!r}, not with {name}={value!r}: "
+                    f"leave {name} out, or pass a number as mu"
+                )
+        return self.setting if penalty is None else self.setting._replace(penalty=penalty)
+
+    def verdict(self) -> str:
+        """One sentence: whether a gain is shown, on data that did not choose the setting, and how large it is."""
+        if self.selection is not None and self.gains.get("held_out") is None:
+            found, unit = self.selection["cross_fitted"], f"of {self.selection['metric']}"
+            how = "by cross-fitting (each half of the data at the setting that is best on the other half)"
+        else:
+            which = "held_out" if "held_out" in self.gains else "cross_fitted"
+            found, unit, how = self.gains.get(which), "nats per token", HOW_JUDGED[which]
+        if found is None or found["interval"] is None:
+            return (
+                "Whether steering helps is not known: there are too few sequences for an interval; pass held-out data."
+            )
+        low, high = found["interval"]
+        measured = f"{how}, {found['gain']:+.4f} {unit}, 95% interval [{low:+.4f}, {high:+.4f}]"
+        if low > 0:
+            return f"A gain is shown {measured}."
+        if high < 0:
+            return f"Steering makes it worse {measured}."
+        return f"No gain is shown {measured}, which contains 0."
+
+    def to_dict(self) -> dict[str, object]:
+        """Every field but the tokens, fit for JSON: infinite numbers as "inf" and "-inf"."""
+        return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically."""
+        parts = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
+        storage.save(Path(folder), self.to_dict(), parts)
+        self._remember()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Calibration:
+        """Read what `save_pretrained` wrote; ValueError says what is missing or wrong."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            raise ValueError(f"no calibration in {folder}: {FILE_NAME} is missing (svdecode calibrate writes it)")
+        try:
+            values, parts = storage.load(path.parent, _PARTS)
+            calibration = cls(**values, **parts)
+            calibration._validate()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not a calibration: {error}") from None
+        calibration._remember()
+        return calibration
+
+    def _validate(self) -> None:
+        self.mean_kl = float(self.mean_kl)
+        self.penalty = None if self.penalty is None else float(self.penalty)
+        sound = self.direction in DIRECTIONS and math.isfinite(self.mu) and self.estimates[self.estimator] == self.mu
+        sound &= 0 <= self.alpha <= 1 and 0 < self.coverage <= 1 and self.num_tokens > 0
+        sound &= self.penalty is None or self.penalty <= 0
+        if not sound or not all(len(pair) == 2 for pair in self.intervals.values()):
+            raise ValueError("values contradict each other")
+
+    def _remember(self) -> None:
+        if self.adapter is not None:
+            _SAVED[self.adapter] = self
+
+
+def saved_calibration(fingerprint: str | None) -> Calibration:
+    """The calibration that was saved or loaded for an adapter in this process; ValueError where there is none."""
+    if fingerprint is None or fingerprint not in _SAVED:
+        raise ValueError(
+            "mu is missing and no calibration is known for this adapter: pass mu=, or "
+            "mu=svdecode.Calibration.from_pretrained(ADAPTER_FOLDER)"
+        )
+    return _SAVED[fingerprint]

@@ -1,0 +1,1 @@
+"""A short parameter-efficient fine-tuning run."""
