@@ -17,6 +17,7 @@ from svdecode.evaluation.systems import alone, compared
 from svdecode.evaluation.tasks import find_task
 from svdecode.models.adapters import causal_lm_of
 from svdecode.models.steer import steer
+from svdecode.ops.setting import Setting
 
 
 def shared_prompt_speed(
@@ -43,7 +44,7 @@ def shared_prompt_speed(
     """
     chosen = find_task(task, None if task.startswith("truthfulqa") else "choices")
     items = encode_items(chosen, chosen.questions(read_rows(data), None), tokenizer, limit)
-    systems = alone() if mu is None else compared(mu, alpha=0.1, penalty=0.0, direction="kl")
+    systems = alone() if mu is None else compared(mu, Setting(mu, penalty=0.0))
     pair = Alone(causal_lm_of(model)) if mu is None else steer(model, mu=mu, penalty=0.0)
     found: dict[str, float] = {"questions": len(items)}
     scores = {}

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -117,12 +116,12 @@ def measure(vocabulary: int, rows: int = 1) -> list[dict[str, object]]:
 
 def main() -> None:
     """Print the table."""
-    sys.modules["svdecode.backends"].PREFERRED = "triton"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--vocabulary", type=int, default=128_256)
     arguments = parser.parse_args()
-    table = measure(arguments.vocabulary)
+    with svdecode.use_backend("triton"):
+        table = measure(arguments.vocabulary)
     if arguments.json:
         print(json.dumps(table))
         return

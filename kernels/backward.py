@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from svdecode.constants import KL
-from svdecode.kernels.fused_steer import log_threshold
 from svdecode.kernels.gradient_sums import (
     COEFFICIENTS,
     GRADIENT_FIELDS,
@@ -33,6 +32,7 @@ from svdecode.kernels.gradient_sums import (
     steer_gradient_sums_kernel,
     strength_gradient_kernel,
 )
+from svdecode.kernels.launch import log_threshold
 from svdecode.kernels.logits_gradient import NLL, STEER, VECTOR, delta_gradient_sums_kernel, logits_gradient_kernel
 from svdecode.kernels.row_layout import RowLayout, on_device_of
 from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits

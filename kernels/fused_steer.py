@@ -19,12 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode import constants
 from svdecode.constants import KL
+from svdecode.constants import SAVED_FIELDS as FIELDS
 from svdecode.kernels.kept_sums import (
     COUNT,
     KEPT_FIELDS,
-    NUMBER,
     OWN,
     PER_ROW,
     ROW_CENTRE,
@@ -38,6 +37,7 @@ from svdecode.kernels.kept_sums import (
     label_moments,
     optimal_mu,
 )
+from svdecode.kernels.launch import log_threshold, strength_source
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -54,13 +54,12 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_kl, row_statistics
 from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
-from svdecode.ops.mu import number_or_rows
 
 # What the backward needs of a row again: everything but its logits.
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
     tl.constexpr(i) for i in range(6)
 )
-SAVED_FIELDS = tl.constexpr(constants.SAVED_FIELDS)
+SAVED_FIELDS = tl.constexpr(FIELDS)
 
 
 @triton.jit
@@ -204,17 +203,6 @@ def steered_output_kernel(
                     else:
                         z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
                         tl.store(out_row + token, z - maximum + shift - normaliser, mask=inside)
-
-
-def log_threshold(alpha: float) -> float:
-    """log(alpha), -inf for 0."""
-    return math.log(alpha) if alpha > 0 else -math.inf
-
-
-def strength_source(mu: float | Tensor | None, logits: Tensor) -> tuple[int, float, Tensor | None]:
-    """(source, number, per-row tensor)."""
-    number, rows = number_or_rows(mu, logits)
-    return (OWN if mu is None else NUMBER if rows is None else PER_ROW).value, number, rows
 
 
 def fused_steer(

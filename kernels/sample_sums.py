@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.constants import KL
-from svdecode.kernels.fused_steer import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
+from svdecode.kernels.launch import log_threshold, strength_source
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,

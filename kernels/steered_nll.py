@@ -23,9 +23,9 @@ from svdecode.kernels.fused_steer import (
     SAVED_NORMALISER,
     SAVED_PRE_TOP,
     SAVED_TOTAL,
-    log_threshold,
 )
 from svdecode.kernels.kept_sums import IGNORE
+from svdecode.kernels.launch import log_threshold
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,

@@ -16,8 +16,8 @@ from svdecode.kernels.fused_steer import (
     SAVED_NORMALISER,
     SAVED_PRE_TOP,
     SAVED_TOTAL,
-    log_threshold,
 )
+from svdecode.kernels.launch import log_threshold
 from svdecode.kernels.row_algebra import MAX, NEG_INF, SPLIT_FIELDS, TILE_FIELDS, TILE_MAX, steering
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics

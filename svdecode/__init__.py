@@ -14,6 +14,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svdecode.constants import VERSION as __version__
+
 if TYPE_CHECKING:
     from svdecode.calibration.calibrate import calibrate
     from svdecode.decoding.generate import generate
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
     from svdecode.strength.calibration import Calibration
     from svdecode.strength.figure import plot_calibration
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
     "Setting",
     "SteerOutput",
+    "__version__",
     "backends",
     "calibrate",
     "fused_steer",

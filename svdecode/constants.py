@@ -1,9 +1,12 @@
-"""Defaults and names shared by every operator, defined once."""
+"""Defaults and names that several folders share, defined once."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+VERSION = "0.1.0"
+"""Of svdecode; pyproject.toml reads it from here."""
 
 ALPHA = 0.1
 """Confidence threshold of the kept set (paper, Table 6 and appendix F.3)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from typing import NamedTuple
 
 import torch
@@ -33,17 +32,15 @@ BACKENDS = tested_backends()
 def use_backend(tested: str):
     """Choose one of BACKENDS for all operators, and give the name that `backend=` takes. "cpu-avx2" is "cpu" with AVX2."""
     name, _, instruction_set = tested.partition("-")
-    backends = sys.modules["svdecode.backends"]
-    before = backends.PREFERRED, instruction_set and compiled.instruction_set()
-    backends.PREFERRED = name
+    before = instruction_set and compiled.instruction_set()
     if instruction_set:
         compiled.instruction_set(instruction_set)
     try:
-        yield name
+        with svdecode.use_backend(name):
+            yield name
     finally:
-        backends.PREFERRED = before[0]
         if instruction_set:
-            compiled.instruction_set(before[1])
+            compiled.instruction_set(before)
 
 
 class Case(NamedTuple):

@@ -6,7 +6,6 @@ The tensors are reserved, not filled: only the last row is ever touched, and onl
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from cases import BACKENDS, use_backend
 from rows import model_rows
 
 import svdecode
+from svdecode.ops import backends
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 ROWS, VOCABULARY = 16_500, 131_072
@@ -23,7 +23,7 @@ LAST = ROWS - 1
 @pytest.fixture
 def last_row_only(monkeypatch):
     """Run the programs of the last row alone, and copy no tensor back onto itself."""
-    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "triton")
+    monkeypatch.setattr(backends._PREFERRED, "name", "triton")
 
     def last_programs(count: int) -> range:
         return range(count - count // ROWS, count) if count >= ROWS else range(count)

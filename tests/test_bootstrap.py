@@ -11,7 +11,7 @@ import torch
 from svdecode.calibration.report import markdown, write_report
 from svdecode.common.intervals import resamples
 from svdecode.strength import bootstrap
-from svdecode.strength.calibration import Calibration, verdict
+from svdecode.strength.calibration import Calibration
 from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, exact
 from svdecode.strength.token_statistics import FIXED_BYTES, KEPT_BYTES, TokenStatistics
 
@@ -115,22 +115,22 @@ def test_gains_and_verdicts():
         found = useful.gains[which]
         assert found["gain"] == pytest.approx(found["nll_at_0"] - found["nll_at_mu"])
         assert 0 < found["interval"][0] < found["gain"] < found["interval"][1]
-    assert verdict(useful).startswith("A gain is shown on held-out data")
+    assert useful.verdict().startswith("A gain is shown on held-out data")
 
     useless = calibration(synthetic(200, best=0.0))
     assert useless.gains["calibration"]["gain"] >= 0  # by construction
     crossed = useless.gains["cross_fitted"]
     assert crossed["interval"][0] <= 0 <= crossed["interval"][1]
-    assert "No gain is shown by cross-fitting" in verdict(useless)
-    assert "which contains 0" in verdict(useless)
+    assert "No gain is shown by cross-fitting" in useless.verdict()
+    assert "which contains 0" in useless.verdict()
 
     harmful = calibration(synthetic(200, best=3.0), held_out=synthetic(150, best=-3.0, seed=5))
-    assert verdict(harmful).startswith("Steering makes it worse on held-out data")
+    assert harmful.verdict().startswith("Steering makes it worse on held-out data")
     assert harmful.gains["held_out"]["interval"][1] < 0
 
     single = calibration(synthetic(1, length=30))
     assert single.intervals == {}
-    assert "not known" in verdict(single)
+    assert "not known" in single.verdict()
 
 
 def test_cross_fitting_never_judges_a_token_by_its_own_strength():
@@ -148,7 +148,7 @@ def test_report_and_figure(tmp_path):
     found = calibration(synthetic(60), held_out=synthetic(40, seed=9))
     path = write_report(found, tmp_path, figure=tmp_path / "c.png")
     text = path.read_text()
-    assert verdict(found) in text
+    assert found.verdict() in text
     assert "](c.png)" in text
     assert f"| **exact** | {found.mu:.4f} | [{found.intervals['exact'][0]:.4f}, " in text
     assert all(f"| {name} " in text or f"**{name}**" in text for name in ESTIMATORS)

@@ -12,6 +12,7 @@ from rows import kept_labels, model_rows
 from tiny import batches, left_padded, tiny_llama, tiny_lora, two_model_logits
 
 import svdecode
+from svdecode.models.adapters import adapter_fingerprint
 from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
 
 ALPHA = 0.05
@@ -114,7 +115,7 @@ def test_batches_join_to_the_whole():
 
 
 def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monkeypatch):
-    monkeypatch.setattr("svdecode.calibration._SAVED", {}, raising=True)
+    monkeypatch.setattr("svdecode.strength.calibration._SAVED", {}, raising=True)
     cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, estimator="newton", progress=False)
     assert cal.mu == cal.estimates["newton"]
     with pytest.raises(ValueError, match="mu is missing"):
@@ -129,10 +130,10 @@ def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monke
     from peft import PeftModel
 
     again = PeftModel.from_pretrained(tiny_llama(), tmp_path)
-    assert svdecode.steer(again, alpha=ALPHA).mu == cal.mu
-    assert svdecode.steer(again, mu=loaded, alpha=ALPHA).mu == cal.mu
+    assert svdecode.steer(again).settings == svdecode.Setting(cal.mu, ALPHA)  # all of it follows the calibration
+    assert svdecode.steer(again, mu=loaded, alpha=ALPHA, penalty=-2.0).settings == svdecode.Setting(cal.mu, ALPHA, -2.0)
     with pytest.raises(ValueError, match=r"mu was calibrated with alpha=0\.05"):
-        svdecode.steer(again)
+        svdecode.steer(again, alpha=0.1)
     assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 2
 
 
@@ -157,7 +158,7 @@ def test_damaged_files_are_refused(tmp_path, content, words):
 def test_the_figure_shows_the_chosen_strength_however_far_it_is(mu):
     from types import SimpleNamespace
 
-    from svdecode.calibration.figure import _view
+    from svdecode.strength.figure import _view
 
     estimates = {"exact": mu, "newton": 0.4 * mu, "mean": 14.0}
     intervals = {"exact": [0.9 * mu, 1.2 * mu]} if mu > 0 else {"exact": [1.2 * mu, 0.9 * mu]}
@@ -204,11 +205,14 @@ def test_no_gold_token_inside_the_kept_set(lora):
 
 def test_another_adapter_is_refused(lora, tmp_path):
     cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, progress=False)
-    cal.check(lora, ALPHA, "kl", 0.0)
+    own = adapter_fingerprint(lora)
+    assert cal.setting_for(own, alpha=ALPHA, penalty=0.0) == svdecode.Setting(cal.mu, ALPHA, 0.0, "kl")
     with pytest.raises(ValueError, match="mu was calibrated for another adapter"):
-        cal.check(tiny_lora(r=2), ALPHA, "kl", 0.0)
+        cal.setting_for(adapter_fingerprint(tiny_lora(r=2)))
     with pytest.raises(ValueError, match="mu was calibrated with alpha"):
-        cal.check(lora, 0.3, "kl", 0.0)
+        cal.setting_for(own, alpha=0.3)
+    with pytest.raises(ValueError, match="mu was calibrated with direction='kl'"):
+        cal.setting_for(own, direction="log_ratio")
 
 
 def test_logits_that_are_not_finite_are_an_error(lora):

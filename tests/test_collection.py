@@ -51,7 +51,7 @@ def test_statistics_against_dense_formulas(lora):  # noqa: F811
 def test_texts_are_read_a_window_at_a_time(monkeypatch):
     from datasets import Dataset
 
-    from svdecode.calibration import collect as collection
+    from svdecode.data import batches as collection
 
     monkeypatch.setattr(collection, "WINDOW", 2)
     read = []

@@ -154,9 +154,11 @@ def test_an_instruction_set_that_is_not_there_is_refused():
 
 @pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
 def test_a_cpu_uses_them_unless_told_otherwise(monkeypatch):
+    from svdecode.ops import backends
     from svdecode.ops.backends import choose
 
-    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", None)
-    assert choose(None, "cpu", torch.float32, torch.bfloat16) == "cpu"
-    assert choose(None, "cpu", torch.float64, torch.float32) == "reference"
-    assert choose("reference", "cpu", torch.float32, torch.float32) == "reference"
+    monkeypatch.setattr(backends._PREFERRED, "name", None)
+    x = torch.zeros(1, 3)
+    assert choose(None, x, x.bfloat16()) == "cpu"
+    assert choose(None, x.double(), x) == "reference"
+    assert choose("reference", x, x) == "reference"

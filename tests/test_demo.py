@@ -39,7 +39,7 @@ def examples(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "svdecode.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "svdecode", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line_and_status_2(arguments, words, tiny_model, exampl
         "broken": tmp_path / "broken.jsonl",
     }
     result = subprocess.run(
-        [sys.executable, "-m", "svdecode.cli", *(a.format(**places) for a in arguments)],
+        [sys.executable, "-m", "svdecode", *(a.format(**places) for a in arguments)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -51,7 +51,7 @@ def folders(tokenizer, tmp_path_factory):
 
 def command(*arguments) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    program = [sys.executable, "-m", "svdecode.cli", "eval", *map(str, arguments)]
+    program = [sys.executable, "-m", "svdecode", "eval", *map(str, arguments)]
     return subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from svdecode.evaluation.runner import Runner
 from svdecode.evaluation.scoring import Alone, Scorer, common_prefix
 from svdecode.evaluation.systems import System, compared, nll_of
 
-SYSTEMS = compared(0.7, alpha=0.1, penalty=0.0, direction="kl", log_ratio_mu=0.3)
+SYSTEMS = compared(0.7, svdecode.Setting(0.0, penalty=0.0), log_ratio_mu=0.3)
 PROMPT = [5, 9, 30, 31, 7, 12, 44]
 ANSWERS = [[20, 21, 22], [23], [20, 24, 25, 26, 1], [40, 41]]
 
@@ -190,7 +191,7 @@ def test_without_an_adapter_the_model_alone(tokenizer, tmp_path):
     report = quiet("truthfulqa_mc", truthful_rows(9), model, tokenizer, output=tmp_path)
     assert list(report.systems) == ["pre-trained"]
     assert report.comparisons == {}
-    alone = Scorer(Alone(model), [System("pre-trained", pretrained=True)])
+    alone = Scorer(Alone(model), [System("pre-trained", None)])
     ids = torch.tensor([PROMPT + ANSWERS[0]])
     logprobs = model(ids).logits[0].log_softmax(-1)[len(PROMPT) - 1 : -1].gather(-1, ids[0, len(PROMPT) :, None])
     assert alone.score(PROMPT, ANSWERS[:1]).item() == pytest.approx(-logprobs.sum().item(), rel=1e-5)
@@ -305,8 +306,9 @@ def test_nll_of_texts_and_of_pairs(lora, tokenizer, tmp_path):
         quiet("nll", [{"prompt": "w1", "completion": " "}], lora, tokenizer, mu=0.5)
 
 
-def test_the_speed_of_a_shared_prompt_is_measured_on_equal_scores(lora, tokenizer):
-    from svdecode.__bench__ import shared_prompt_speed
+def test_the_speed_of_a_shared_prompt_is_measured_on_equal_scores(lora, tokenizer, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "bench")
+    from shared_prompt import shared_prompt_speed
 
     found = shared_prompt_speed(truthful_rows(12), lora, tokenizer, limit=None)
     assert found["questions"] == 6

@@ -140,7 +140,7 @@ def test_generated_answers(places, results):
 def test_the_launcher(places, tmp_path):
     folder, _, _ = places
     command = [
-        sys.executable, "-m", "svdecode.cli", "lm-eval", "--tasks", "choices", "--include_path", folder / "tasks",
+        sys.executable, "-m", "svdecode", "lm-eval", "--tasks", "choices", "--include_path", folder / "tasks",
         "--model_args", f"pretrained={folder / 'model'},adapter={folder / 'adapter'},mu={MU}", "--device", "cpu",
         "--output_path", tmp_path,
     ]  # fmt: skip

@@ -24,7 +24,7 @@ def test_the_pipeline_with_a_searched_rate(tmp_path):
     data = write_truthful(tmp_path / "t.csv", 40)
     environment = {
         **os.environ, "MODEL": str(model), "METHODS": "lora", "RATES": "tuned", "CANDIDATES": "1e-2 1e-6", "LIMIT": "3",
-        "FRACTIONS": "0.4/0.3/0.3", "PYTHON": sys.executable, "SVDECODE": f"{sys.executable} -m svdecode.cli",
+        "FRACTIONS": "0.4/0.3/0.3", "PYTHON": sys.executable, "SVDECODE": f"{sys.executable} -m svdecode",
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     script = ["bash", "bench/reproduce.sh", "truthfulqa_mc", str(data), str(runs)]

@@ -77,9 +77,9 @@ def test_a_calibration_keeps_what_was_selected(lora, monkeypatch, tmp_path):
     cal.save_pretrained(tmp_path)
     again = svdecode.Calibration.from_pretrained(tmp_path)
     assert (again.mu, again.penalty, again.selection) == (cal.mu, cal.penalty, cal.selection)
-    again.check(lora, 0.3, "log_ratio", -1.0)
-    with pytest.raises(ValueError, match=r"selected with penalty=-1\.0"):
-        again.check(lora, 0.3, "log_ratio", -math.inf)
+    assert svdecode.steer(lora, mu=again).settings == svdecode.Setting(4.0, 0.3, -1.0, "log_ratio")
+    with pytest.raises(ValueError, match=r"calibrated with penalty=-1\.0"):
+        svdecode.steer(lora, mu=again, penalty=-math.inf)
     cal.penalty = -math.inf
     cal.save_pretrained(tmp_path)
     assert svdecode.Calibration.from_pretrained(tmp_path).penalty == -math.inf

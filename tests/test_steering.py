@@ -227,7 +227,9 @@ def test_auto_pairs_every_adapter():
 
 
 def test_what_steer_refuses(lora, monkeypatch):
-    monkeypatch.setattr("svdecode.calibration._SAVED", {})  # another test may have saved one for an equal adapter
+    monkeypatch.setattr(
+        "svdecode.strength.calibration._SAVED", {}
+    )  # another test may have saved one for an equal adapter
     with pytest.raises(ValueError, match="no adapter"):
         svdecode.steer(tiny_llama(), mu=1.0)
     with pytest.raises(TypeError, match="model must be a PeftModel"):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import svdecode
+
 if torch.cuda.is_available():
     pytest.skip("the counter sits in the interpreter", allow_module_level=True)
 pytest.importorskip("triton")
@@ -19,8 +21,7 @@ VOCABULARY = 128_256
 
 @pytest.fixture(scope="module")
 def table():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "triton")
+    with svdecode.use_backend("triton"):
         return {(row["rows"], row["operator"]): row["ratio"] for row in traffic.measure(VOCABULARY)}
 
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_lora
 
 import svdecode
-from svdecode import versions
+from svdecode.common import versions
 
 
 def test_versions_outside_the_range_are_named():

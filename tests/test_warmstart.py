@@ -266,7 +266,7 @@ def test_a_killed_command_goes_on(tiny_model, pairs, tmp_path):  # noqa: F811
     def command(output, *more):
         run_options = ["--epochs", "25", "--learning-rate", "1e-3", "--checkpoint-steps", "20"]
         shared = ["--model", tiny_model, "--data", pairs, *run_options]
-        return [sys.executable, "-m", "svdecode.cli", "warmstart", *map(str, shared), "--output", str(output), *more]
+        return [sys.executable, "-m", "svdecode", "warmstart", *map(str, shared), "--output", str(output), *more]
 
     output = tmp_path / "killed"
     process = subprocess.Popen(command(output), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -46,8 +46,8 @@ def calibrate(
         batch_size: of texts.
         progress: show a bar on stderr.
         held_out: data of the same kinds that shows whether the strength helps; None judges each half of `data` by the other's.
-        select: a metric of `svdecode.calibration.selection.METRICS` that chooses mu, alpha, penalty and direction, in place of `estimator`,
-            `alpha` and `direction`; `data` must then be a list or a Dataset.
+        select: a metric of `svdecode.calibration.selection.METRICS` that chooses mu, alpha, penalty and direction, in place of
+            `estimator`, `alpha` and `direction`; `data` must then be a list or a Dataset.
         max_length: longer texts are cut after so many tokens.
         seed: of the bootstrap and of the halves.
 

@@ -1,7 +1,7 @@
 """Token statistics of a whole data set: a stream of batches, shared by all processes, in bounded memory.
 
-Texts are read a window of batches at a time (`data/batches.py`), the statistics of a batch are all that outlives it (their size is
-stated in `token_statistics.py`), and the data need no length.
+Texts are read a window of batches at a time (`data/batches.py`). Of a batch only its statistics are kept
+(`strength/token_statistics.py` states their size). The data need no length.
 """
 
 from __future__ import annotations

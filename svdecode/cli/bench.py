@@ -73,9 +73,10 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list[dict]:
-    """One entry an operator: median seconds here and in eager PyTorch, and the least bytes."""
+    """One entry per operator: median seconds here and in eager PyTorch, and the least bytes."""
     import torch
 
+    from svdecode.ops.backends import choose, use_backend
     from svdecode.ops.fused_steer import fused_steer
     from svdecode.ops.steer_sample import steer_sample
     from svdecode.ops.steer_topk import steer_topk
@@ -93,20 +94,17 @@ def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list
         "steer_topk, 8 tokens": (lambda: steer_topk(pre, ft, MU, k=8), read),
         "steered_nll, 8 strengths": (lambda: steered_nll(pre, ft, labels, mus), read),
     }
-    backends = sys.modules["svdecode.backends"]  # `svdecode.backends` is the function
-    chosen = backends.choose(backend, ft.device.type, pre.dtype, ft.dtype)
-    usual, seconds = backends.PREFERRED, {}
+    chosen, seconds = choose(backend, pre, ft), {}
     for turn in range(rounds + 2):
         for name, (run, _) in operators.items():
             for variant in dict.fromkeys((chosen, "reference")):
-                backends.PREFERRED = variant
-                start = time.perf_counter()
-                run()
-                if ft.is_cuda:
-                    torch.cuda.synchronize()
-                if turn > 1:  # two rounds warm up
-                    seconds.setdefault((name, variant), []).append(time.perf_counter() - start)
-    backends.PREFERRED = usual
+                with use_backend(variant):
+                    start = time.perf_counter()
+                    run()
+                    if ft.is_cuda:
+                        torch.cuda.synchronize()
+                    if turn > 1:  # two rounds warm up
+                        seconds.setdefault((name, variant), []).append(time.perf_counter() - start)
     return [
         {
             "operator": name, "backend": chosen, "rows": rows, "vocabulary": size, "bytes": moved,

@@ -122,7 +122,6 @@ def _figure(plot: Path | None, adapter: Path) -> Path | None:
 
 def _show(found: Calibration, report: Path, figure: Path | None) -> None:
     from svdecode.common.tables import bounds
-    from svdecode.strength.calibration import verdict
 
     console = Console()
     penalty = "" if found.penalty is None else f", penalty {found.penalty}"
@@ -137,5 +136,5 @@ def _show(found: Calibration, report: Path, figure: Path | None) -> None:
         nll = found.curve([mu]).item()
         table.add_row(name, f"{mu:.4f}", bounds(found.intervals.get(name)).replace("[", "\\["), f"{nll:.4f}")
     console.print(table)
-    console.print(verdict(found), markup=False, highlight=False, soft_wrap=True)
+    console.print(found.verdict(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {report}" + (f", figure: {figure}" if figure else ""), highlight=False, soft_wrap=True)

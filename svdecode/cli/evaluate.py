@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from svdecode.cli.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet
+from svdecode.common.files import to_json
 
 
 def evaluate(
@@ -174,7 +174,7 @@ def _once(task, rows, model, device_map, adapter, mu, alpha, estimator, calibrat
     if not distributed.is_main():
         return
     if as_json:
-        print(json.dumps(report.to_dict()))
+        print(to_json(report.to_dict()))
         return
     console = _console()
     console.print(_table(f"{task}, {report.model}, {report.questions} questions", *report.figures()))
@@ -214,7 +214,7 @@ def _steps(task, rows, steps, model, device_map, calibration_rows, alpha, shared
     if not distributed.is_main():
         return
     if as_json:
-        print(json.dumps({"task": task, "steps": found}))
+        print(to_json({"task": task, "steps": found}))
         return
     metric = find_task(task, shared["score"]).metrics[0].name
     console = _console()

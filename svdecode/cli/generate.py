@@ -34,10 +34,7 @@ def generate(
     from svdecode.models.steer import steer
 
     base, tokenizer = load_model(model, device_map)
-    settings = {} if mu is not None else {"alpha": strength.alpha, "direction": strength.direction}
-    if mu is None and strength.penalty is not None:
-        settings["penalty"] = strength.penalty
-    steered = steer(load_adapter(base, adapter), mu=strength, **settings)
+    steered = steer(load_adapter(base, adapter), mu=strength)
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(steered.device)
     tokens = decode(
         steered,

@@ -15,20 +15,21 @@ def info(as_json: JsonOption = False) -> None:
     """What is installed here, and which backends can run."""
     import torch
 
-    from svdecode import __version__, backends
     from svdecode.common.versions import installed, untested
+    from svdecode.constants import VERSION
+    from svdecode.ops.backends import backends
 
     packages = installed()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     found = backends()
     if as_json:
         rows = {name: backend._asdict() for name, backend in found.items()}
-        report = {"svdecode": __version__, "python": platform.python_version(), "packages": packages, "gpu": gpu,
+        report = {"svdecode": VERSION, "python": platform.python_version(), "packages": packages, "gpu": gpu,
                   "untested": untested()}  # fmt: skip
         print(json.dumps({**report, "backends": rows}))
         return
     console = Console()
-    console.print(f"svdecode {__version__}, Python {platform.python_version()}, GPU: {gpu or 'none'}")
+    console.print(f"svdecode {VERSION}, Python {platform.python_version()}, GPU: {gpu or 'none'}")
     console.print(", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items()))
     table = Table("backend", "here", "why")
     for name, backend in found.items():

@@ -17,6 +17,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from svdecode.models.loading import load_model
+
 TRUE, INFORMATIVE = "true", "informative"
 ASPECTS = (TRUE, INFORMATIVE)
 
@@ -161,8 +163,6 @@ def make_judge(url: str | None, model: str | None, key_env: str | None, **option
             raise ValueError("judge-key-env needs judge-url")
         if model is None:
             return None
-        from svdecode.models.loading import load_model
-
         return ModelJudge(*load_model(model))
     if model is None:
         raise ValueError("judge-url needs judge-model, the model's name at that endpoint")

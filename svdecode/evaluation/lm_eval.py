@@ -16,7 +16,6 @@ try:
 except ImportError as error:
     raise ImportError(f"svdecode.lm_eval needs {error.name}: pip install 'svdecode[lm-eval]'") from None
 
-from svdecode.constants import ALPHA, KL, PENALTY
 from svdecode.models.loading import load_adapter
 from svdecode.models.steer import steer
 from svdecode.strength.calibration import Calibration
@@ -37,7 +36,7 @@ class SteeredLM(HFLM):
     steer_from: folder or name of a second model, the pre-trained one of the pair.
     mu: strength; left out, the calibration beside the adapter.
     alpha, direction: as in `svdecode.steer`; left out, the calibration's.
-    penalty: for generation, -inf.
+    penalty: for generation; left out, the calibration's, else -inf.
     scoring_penalty: for likelihoods, 0 (see `SCORING_PENALTY`).
     mode: as in `svdecode.steer`.
     """
@@ -50,7 +49,7 @@ class SteeredLM(HFLM):
         mu: float | None = None,
         alpha: float | None = None,
         direction: str | None = None,
-        penalty: float = PENALTY,
+        penalty: float | None = None,
         scoring_penalty: float = SCORING_PENALTY,
         mode: str = "auto",
         **options: object,
@@ -61,7 +60,6 @@ class SteeredLM(HFLM):
         if mu is None and adapter is None:
             raise ValueError("model_args needs mu=NUMBER: there is no adapter with a calibration")
         strength = Calibration.from_pretrained(adapter) if mu is None else float(mu)
-        calibrated = isinstance(strength, Calibration)
         super().__init__(pretrained, **options)
         other = None
         if adapter is not None:
@@ -75,19 +73,20 @@ class SteeredLM(HFLM):
             model,
             pretrained=other,
             mu=strength,
-            alpha=float(alpha) if alpha is not None else strength.alpha if calibrated else ALPHA,
-            direction=direction or (strength.direction if calibrated else KL),
-            penalty=float(penalty),
+            alpha=None if alpha is None else float(alpha),
+            direction=direction,
+            penalty=None if penalty is None else float(penalty),
             mode=mode,
         )
-        self._penalties = {"generation": float(penalty), "scoring": float(scoring_penalty)}
+        self._generation = self._model.settings
+        self._scoring = self._generation._replace(penalty=float(scoring_penalty)).check()
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        self.model.penalty = self._penalties["scoring"]
+        self.model.settings = self._scoring
         return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: object) -> Tensor:
-        self.model.penalty = self._penalties["generation"]
+        self.model.settings = self._generation
         with torch.no_grad():
             return super()._model_generate(context, max_length, stop, **generation)
 

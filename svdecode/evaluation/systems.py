@@ -1,4 +1,4 @@
-"""The systems that a run compares: pre-trained, warm start, SVDecode, its ablations; their names, and with what each is compared."""
+"""The systems that a run compares (pre-trained, warm start, SVDecode, its ablations), their names and their baselines."""
 
 from __future__ import annotations
 

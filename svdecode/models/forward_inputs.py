@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,13 +22,14 @@ OWN_ARGUMENTS = ("pretrained_input_ids", "pretrained_attention_mask")
 
 
 @functools.cache
-def _arguments(cls: type) -> frozenset[str]:
-    return frozenset(inspect.signature(cls.forward).parameters)
+def _parameters(forward: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def takes(model: PreTrainedModel, argument: str) -> bool:
     """Whether the model's forward has an argument: models with ALiBi have no position_ids, some no logits_to_keep."""
-    return argument in _arguments(type(model))
+    forward = getattr(type(model), "forward", None) or getattr(model, "forward", None)
+    return forward is not None and argument in _parameters(forward)
 
 
 def with_cache_name(keywords: dict[str, object]) -> dict[str, object]:

@@ -70,8 +70,8 @@ class Calibration:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     """Bootstrap interval of each estimate; none with a single sequence."""
     gains: dict[str, dict] = field(default_factory=dict)
-    """NLL at 0 minus NLL at `mu` (`svdecode.strength.bootstrap.gain`): "calibration", which the choice of mu flatters, and "held_out" or
-    "cross_fitted", which it does not."""
+    """NLL at 0 minus NLL at `mu` (`svdecode.strength.bootstrap.gain`), by kind: "calibration", which the choice of mu flatters,
+    and "held_out" or "cross_fitted", which it does not."""
     bytes_per_token: float | None = None
     """What one gold token took in memory: 44 bytes, and 8 for each token of its kept set."""
     data: str | None = None
@@ -244,7 +244,7 @@ class Calibration:
         return f"No gain is shown {measured}, which contains 0."
 
     def to_dict(self) -> dict[str, object]:
-        """Every field but the tokens, fit for JSON: infinite numbers as "inf" and "-inf"."""
+        """Every field but the tokens, fit for JSON (`svdecode.common.files.plain`)."""
         return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
 
     def save_pretrained(self, folder: str | Path) -> None:

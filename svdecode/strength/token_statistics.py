@@ -1,7 +1,7 @@
 """What calibration keeps of each gold token, and the NLL at any strength from it.
 
-Memory: `FIXED_BYTES` = 44 bytes per gold token and `KEPT_BYTES` = 8 bytes for each token of its kept set, whatever the vocabulary
-and the model.
+Memory: `FIXED_BYTES` = 44 bytes per gold token and `KEPT_BYTES` = 8 bytes for each token of its kept set, whatever the
+vocabulary and the model.
 """
 
 from __future__ import annotations

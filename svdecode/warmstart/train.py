@@ -140,7 +140,8 @@ def warmstart(
         tokenizer: its tokenizer.
         examples: a list of {"prompt", "completion"} or a Dataset with those columns.
         output: folder for adapter_config.json, adapter_model.safetensors and the records.
-        method: a name in `svdecode.warmstart.presets.PRESETS`: lora, ia3, prompt-tuning or p-tuning-v2, with the paper's settings.
+        method: a name in `svdecode.warmstart.presets.PRESETS`: lora, ia3, prompt-tuning or p-tuning-v2, with the settings of
+            the paper.
         splits: train on its "train" part of `examples` only. None trains on all, and the record says so.
         save_steps: the adapter is also saved after these steps, in `step_folder`.
         checkpoint_steps: steps between checkpoints for `resume` (the last two are kept); 0 for none.
