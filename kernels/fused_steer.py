@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode.constants import KL
-from svdecode.constants import SAVED_FIELDS as FIELDS
+from svdecode import constants
 from svdecode.kernels.kept_sums import (
     COUNT,
     KEPT_FIELDS,
@@ -59,7 +58,7 @@ from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_po
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
     tl.constexpr(i) for i in range(6)
 )
-SAVED_FIELDS = tl.constexpr(FIELDS)
+SAVED_FIELDS = tl.constexpr(constants.SAVED_FIELDS)
 
 
 @triton.jit
@@ -252,7 +251,7 @@ def fused_steer(
             layout.of(pre, ft, target if dense else ft),
         )
         shared = dict(
-            KL_DIRECTION=direction == KL,
+            KL_DIRECTION=direction == constants.KL,
             DROP=drop,
             MU=source,
             TILES=TILES,
