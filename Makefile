@@ -59,6 +59,8 @@ bench: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typing/extract.py
+	$(BIN)/pyright
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output

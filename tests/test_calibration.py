@@ -46,7 +46,7 @@ def test_calibrate_equals_the_definitions(lora, direction):
     ordered = out.mu_star.sort().values
     expected = {
         "mean": out.mu_star.mean(),
-        "median": out.mu_star.median(),
+        "median": (ordered[35] + ordered[36]) / 2,
         "trimmed": ordered[7:-7].mean(),
         "ratio": n.sum() / d.sum(),
         "newton": n.sum() / h.sum(),

@@ -44,7 +44,7 @@ def check_writable(folder: str | Path) -> None:
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """The value fit for strict JSON: a number that is not finite becomes "inf", "-inf" or "nan", which `float` reads."""
     if isinstance(value, dict):
         return {key: plain(entry) for key, entry in value.items()}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +44,13 @@ def _library() -> Path | None:
 def _why_missing(library: Path | None) -> str | None:
     """Load the library; why the operators are not here, or None."""
     if library is None:
-        compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        lacks = "torch, which has to be installed first" if compiler else "a C++ compiler"
-        return f"svdecode was installed without its compiled operators; it lacked {lacks}. Then: pip install --force-reinstall"
+        recorded = Path(__file__).with_name("not_compiled.txt")  # by setup.py
+        reason = (
+            recorded.read_text()
+            if recorded.is_file()
+            else "they are built by pip install, where there is a C++ compiler"
+        )
+        return f"svdecode is here without its compiled operators: {reason}"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:  # built for another platform, or for a torch that this one is not compatible with
@@ -78,9 +81,7 @@ def why_cuda_missing() -> str | None:
     if WHY_MISSING is not None and not HAS_CUDA:
         return WHY_MISSING
     if not HAS_CUDA:
-        return (
-            "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch, then pip again"
-        )
+        return "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch; install it again"
     return None if CUDA_IS_EMULATED or torch.cuda.is_available() else "torch sees no GPU"
 
 
