@@ -84,6 +84,10 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
 
 def check_settings(alpha: Any, direction: Any, penalty: Any = 0.0, eps: Any = 0.0) -> None:
     """The settings that every operator shares: alpha in [0, 1], penalty <= 0, eps >= 0, a known direction."""
+    # All that is right passes here, in a quarter of the time; what follows finds out what is wrong.
+    floats = type(alpha) is type(penalty) is type(eps) is float
+    if floats and 0.0 <= alpha <= 1.0 and penalty <= 0.0 <= eps and direction in DIRECTIONS:
+        return
     check_number("alpha", alpha, 0.0, 1.0)
     check_number("penalty", penalty, -math.inf, 0.0)
     check_number("eps", eps, 0.0)
