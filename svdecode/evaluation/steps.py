@@ -56,7 +56,7 @@ def calibrate_for(
     """Calibrate on the gold answers of a task's own data, under the task's own prompts.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         calibration_data: in the task's format; a question that is also in `data` is refused.
         data: the test data.
         model: a PeftModel, or any causal LM together with `pretrained`.
@@ -89,7 +89,7 @@ def evaluate_steps(
     """Calibrate each checkpoint and compare warm start and SVDecode with the exact strength on the test data.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         data: test data, as in `evaluate`.
         folder: with the checkpoints, step-N each.
         load: gives the adapted model of one checkpoint's folder.
