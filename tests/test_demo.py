@@ -148,11 +148,11 @@ def test_no_country_is_in_two_parts(tmp_path):
 @pytest.mark.parametrize(
     ("nll", "match", "words", "never"),
     [
-        ((-0.3, -0.1), (0.02, 0.09), ["more probable", "more of them exactly right"], ["No difference", "no difference"]),
-        ((0.1, 0.3), (-0.09, -0.02), ["less probable", "fewer of them"], ["more"]),
-        ((-0.1, 0.3), (-0.01, 0.05), ["No difference is shown", "no difference is shown"], ["more probable does", "fewer", "more of"]),
+        ((-0.3, -0.1), (0.02, 0.09), ["more probable", "more of them exactly right"], ["difference"]),
+        ((0.1, 0.3), (-0.09, -0.02), ["less probable", "fewer of them exactly right"], ["more", "difference"]),
+        ((-0.1, 0.3), (-0.01, 0.05), ["No difference is shown", "no difference is shown"], ["more", "less", "fewer"]),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_claims_what_the_intervals_show(nll, match, words, never):
     def found(ends, higher):
         word = verdict(Metric("", higher_is_better=higher), *ends)
