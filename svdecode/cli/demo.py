@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from svdecode.cli.options import AdapterOption, JsonOption, ModelOption, quiet
+from svdecode.common.files import to_json
 
 
 def demo(
@@ -24,10 +24,10 @@ def demo(
     """Warm-start a model, calibrate the strength, and compare pre-trained, warm start and SVDecode on a test split."""
     quiet()
     from svdecode.demo.report import print_report
-    from svdecode.demo.run import Demo
+    from svdecode.demo.run import run
 
-    report = Demo(model=model, adapter=adapter, data=data, output=output, seed=seed, progress=True).run()
+    report = run(model=model, adapter=adapter, data=data, output=output, seed=seed)
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         print_report(report)

@@ -19,7 +19,7 @@ def evaluate(
         typer.Option(
             "--task",
             help="truthfulqa_mc, truthfulqa_gen, boolq, piqa, social_i_qa, hellaswag, winogrande, arc_easy, "
-            "arc_challenge, openbookqa or nll.",
+            "arc_challenge, openbookqa, exact_match or nll.",
         ),
     ],
     data: Annotated[

@@ -62,7 +62,7 @@ def evaluate(
     `accelerate launch` or `torchrun` the questions are shared out; the first process judges, and writes the report.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         data: rows, a Dataset, a file, or the name of a data set or built-in task (`svdecode.data.sources.numbered_rows`).
         model: a PeftModel; any causal LM together with `pretrained`; or a model alone, which is then the one system.
         tokenizer: theirs.
