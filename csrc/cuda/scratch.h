@@ -1,4 +1,4 @@
-// The scratch of a call: an arrival counter a row, then the statistics and the kept sums of every split.
+// The scratch of a call: an arrival counter per row, then the statistics and the kept sums of every split.
 #pragma once
 
 #include <stdexcept>

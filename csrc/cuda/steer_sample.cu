@@ -1,4 +1,4 @@
-// steer_sample on a GPU: one launch, one token a row, no sort, nothing of size V.
+// steer_sample on a GPU: one launch, one token per row, no sort, nothing of size V.
 //
 // Every block reads its split once; the last block of a row draws. The tokens that can be drawn are gathered in shared memory,
 // in their order, and then sit in registers while top_k and top_p, limits on the cost max(zs) - zs of a token, are found by

@@ -195,7 +195,7 @@ def steer_sample(
     penalty: float,
     direction: str,
 ) -> tuple[Tensor, Tensor]:
-    """(tokens (...) int64, logprobs (...)): one draw a row by inverting the CDF in the order of token ids at `uniform` (...).
+    """(tokens (...) int64, logprobs (...)): one draw per row by inverting the CDF in the order of token ids at `uniform` (...).
 
     Truncation as in transformers: temperature, then top_k, then top_p; tokens that tie with the last one are kept.
     """
