@@ -62,7 +62,7 @@ lint: env
 
 # The site, in site/index.html. Its own environment: the generator reads the sources and imports none of them.
 docs: .venv-docs/.ready
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict  # the variable hides an advertisement
 
 .venv-docs/.ready: requirements-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs

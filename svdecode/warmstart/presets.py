@@ -101,7 +101,7 @@ class Preset:
         return math.ceil(self.epochs * -(-forwards // self.gradient_accumulation))
 
     def training_arguments(self, folder: str | Path, checkpoint_steps: int) -> TrainingArguments:
-        """Trainer's arguments: checkpoints in `folder` after every so many steps (0: none), nothing printed, one log per step."""
+        """Trainer's arguments: checkpoints in `folder` after every so many steps (0: none), nothing printed, a log per step."""
         arguments = TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=self.batch_size,
