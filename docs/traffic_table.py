@@ -49,8 +49,9 @@ def main() -> None:
     page = PAGE.read_text()
     old = written(page)
     sys.path.insert(0, str(ROOT / "bench"))
-    import svdecode
     import traffic
+
+    import svdecode
 
     with svdecode.use_backend("triton"):
         new = table(traffic.measure(VOCABULARY))
