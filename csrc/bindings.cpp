@@ -1,7 +1,7 @@
-// torch.ops.svdecode_compiled: what svdecode/compiled.py calls for the backends "cpu" and "cuda".
+// torch.ops.svdecode_compiled: what svdecode/ops/compiled.py calls for the backends "cpu" and "cuda".
 //
 // Written against torch's stable ABI (2.11 and later), so that one binary serves CPU and CUDA builds of several torch versions.
-// Arguments have been checked by svdecode/validation.py. A result that is not asked for comes back as None.
+// Arguments have been checked by svdecode/ops/validation.py. A result that is not asked for comes back as None.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,8 +28,8 @@ MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t
   return wanted ? MaybeTensor(new_rows(like, ScalarType::Float, trailing)) : std::nullopt;
 }
 
-// Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/compiled.py keeps for next
-// time.
+// Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/ops/compiled.py keeps for
+// next time.
 enum Number { ALPHA, PENALTY, EPS, KL_DIRECTION, MU, FLAGS, TEMPERATURE, TOP_K, TOP_P };
 enum Flags { OWN_STRENGTH = 1, RETURN_KL = 2, DENSE = 4, SAVE = 8, NEED_PRE = 16, NEED_FT = 32, VECTOR = 64 };
 

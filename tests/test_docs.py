@@ -95,6 +95,12 @@ def test_paths_exist(page):
     assert missing_paths(page.read_text()) == []
 
 
+def test_paths_in_comments_and_docstrings_exist():
+    sources = [path for folder in ("svdecode", "kernels", "csrc") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path: path.read_text() for path in sources if path.suffix in (".py", ".h", ".cpp", ".cu", ".inc")}
+    assert {path.name: wrong for path, text in texts.items() if (wrong := missing_paths(text))} == {}
+
+
 def test_a_wrong_path_is_found():
     assert missing_paths("see `svdecode/steered_model.py` and bench/cpu.py") == ["svdecode/steered_model.py"]
 

@@ -1,4 +1,4 @@
-// Gradients of all operators on a CPU; the equations are in kernels/backward.py and svdecode/reference_backward.py.
+// Gradients of all operators on a CPU; the equations are in kernels/backward.py and svdecode/ops/reference_backward.py.
 //
 // A token's p, c, delta and zs come again from its logits and the row's saved numbers. h = dL/dzs, u = dL/ddelta and w = dL/dp
 // of a tile are made first, by whichever operator is differentiated; what follows is the same for all.

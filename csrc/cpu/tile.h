@@ -53,7 +53,7 @@ class RowPair {
     return svdecode::SVDECODE_TARGET::load(ft_, rows_.ft.dtype, begin(tile), count(tile), buffers.z);
   }
   bool holds(int64_t token) const { return token >= 0 && token < rows_.vocabulary; }
-  // Of a token outside the vocabulary -inf, without an access.
+  // -inf for a token outside the vocabulary, which is not read.
   float z(int64_t token) const { return holds(token) ? load_one(ft_, rows_.ft.dtype, token) : -INFINITE; }
   float a(int64_t token) const { return holds(token) ? load_one(pre_, rows_.pre.dtype, token) : -INFINITE; }
 
