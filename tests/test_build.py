@@ -124,7 +124,7 @@ def test_a_wheel_from_the_source_distribution_holds_the_operators(checkout, tmp_
 @needs_compiler
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
-    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 64 registers: four blocks a processor."""
+    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 64 registers: four blocks per processor."""
     built = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects")
     text = run(
         *(sys.executable, "setup.py", "-q", "build_ext", *built),

@@ -1,6 +1,6 @@
 """Token statistics of a whole data set: a stream of batches, shared by all processes, in bounded memory.
 
-Texts are read a window of batches at a time (`data/batches.py`). Of a batch only its statistics are kept
+Texts are read a window of batches at a time (`data/batches.py`). Only the statistics of a batch are kept
 (`strength/token_statistics.py` states their size). The data need no length.
 """
 
@@ -32,7 +32,7 @@ class Collected(NamedTuple):
 
     tokens: TokenStatistics
     sha256: str
-    """Of each sequence's token ids and labels, in order: the same for every batch size, padding and number of processes."""
+    """Of the token ids and labels of each sequence, in order; independent of batch size, padding and processes."""
 
 
 def collect_tokens(

@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a metric works with."""
+    """The models and data that a metric works with."""
 
     steered: SteeredModel
     data: object

@@ -1,4 +1,4 @@
-"""Files that nobody ever sees half of, and what goes into them as JSON."""
+"""Files that appear whole or not at all, and what goes into them as JSON."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _example(source: str | Path, place: str, row: object, layout: tuple[str, str
 
 
 def examples_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]] | None:
-    """What rows with normalised column names are as examples; None where they are of no layout that all of them have."""
+    """The examples that rows with normalised column names hold; None where they do not share a known layout."""
     for columns, texts in LAYOUTS.items():
         if all(isinstance(row.get(column), str) for row in rows for column in columns):
             return [dict(zip(COLUMNS, texts(row), strict=True)) for row in rows]

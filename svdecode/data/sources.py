@@ -47,7 +47,7 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
     """Rows with their places, for messages; the column names of those that are objects are normalised.
 
     Args:
-        source: a .csv file with a header line; a .json or .jsonl file (one list, or an object a line); another file, which is
+        source: a .csv file with a header line; a .json or .jsonl file (one list, or an object per line); another file, which is
             one row {"text"}; a data set's name, "owner/name", "owner/name:config" or "owner/name:config:split"; a built-in
             task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
         purpose: TRAIN or TEST, which split of a named data set to take.

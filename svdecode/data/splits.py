@@ -54,7 +54,7 @@ class Splits:
     """`data_hash` of all examples."""
     seed: int
     fractions: tuple[float, float, float]
-    """Of the examples, for train, calibration and test; met as far as equal prompts allow."""
+    """Shares of the examples for train, calibration and test; met as far as equal prompts allow."""
     parts: dict[str, list[str]]
     """`example_hash` of each example, by part."""
 

@@ -2,7 +2,7 @@
 
 The library is written against torch's stable ABI and holds the CPU operators and, where it was built with nvcc, the CUDA
 kernels. It may be missing (no compiler when svdecode was installed) or refuse to load: WHY_MISSING says so, and everything
-else works without it. What the CUDA part does not have (steered_nll, steering_vector, the gradients) the Triton kernels do.
+else works without it. The Triton kernels compute what the CUDA part lacks (steered_nll, steering_vector, the gradients).
 
 SVDECODE_LIBRARY names another library file to load. SVDECODE_CUDA_EMULATION names one built from the CUDA sources for the host
 (`csrc/emulation/`); backend "cuda" then runs on CPU tensors, slowly, for tests.

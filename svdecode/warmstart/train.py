@@ -230,7 +230,7 @@ def _train(
 
 
 def _history(state: TrainerState) -> dict[str, object]:
-    """Steps, tokens of prompts and completions, and the loss of each step in nats a completion token."""
+    """Steps, tokens of prompts and completions, and the loss of each step in nats per completion token."""
     losses = [
         {name: entry[name] for name in ("step", "loss", "learning_rate")}
         for entry in state.log_history
