@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -78,6 +77,8 @@ def _numbers(name: str, text: str) -> list[int]:
 
 def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list[dict]:
     """One entry per operator: median seconds here and in eager PyTorch, and the least bytes."""
+    import statistics
+
     import torch
 
     from svdecode.ops.backends import choose, use_backend

@@ -94,6 +94,6 @@ def _check_length(prompt: int, new: int, model: PreTrainedModel) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and prompt + new > limit:
         raise ValueError(
-            f"the prompt has {prompt} tokens and --max-new-tokens is {new}, together more than the {limit} positions of the "
-            "model: shorten the prompt or lower --max-new-tokens"
+            f"--max-new-tokens {new} after a prompt of length {prompt} is more than the model's {limit} positions: "
+            "shorten the prompt or lower --max-new-tokens"
         )

@@ -41,9 +41,13 @@ def check_writable(folder: str | Path) -> None:
     while not there.exists():
         there = there.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".svdecode.") as file:
-            file.write(b"\0" * 4096)
-            file.flush()
+        # Not delete=True: where closing the file fails, that leaves the file behind.
+        file = tempfile.NamedTemporaryFile(dir=there, prefix=".svdecode.", delete=False)  # noqa: SIM115
+        try:
+            with file:
+                file.write(b"\0" * 4096)
+        finally:
+            os.unlink(file.name)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from None
 

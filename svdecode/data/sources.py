@@ -1,4 +1,4 @@
-"""Rows of data out of a CSV, TSV, JSON, JSON lines or text file, a Hugging Face data set or a built-in task (`benchmarks.py`)."""
+"""Rows of data out of a table, JSON or text file, a Hugging Face data set or a built-in task (`benchmarks.py`)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ _BINARY = {
     b"PK\x03\x04": ("zip or Excel", "unpack it, or save the sheet as CSV"),
 }  # fmt: skip
 """Files that are not text, by their first bytes: what they are, and what to do."""
+
+_ICONV = {"UTF-16": "UTF-16", "Latin-1": "ISO-8859-1"}
 
 _FILE_SUFFIXES = (*_JSON, *_TABLES, ".txt", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
 _NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]*))?(:(?P<split>[\w.\[\]:%+-]+))?")
@@ -63,8 +65,8 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
 
     Args:
         source: a .csv or .tsv file with a header line; a .json, .jsonl or .ndjson file (one list, or an object per line);
-            another file of text, which is one row {"text"}; a data set's name, "owner/name", "owner/name:config" or "owner/name:config:split"; a built-in
-            task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
+            another file of text, which is one row {"text"}; a data set's name, "owner/name", "owner/name:config" or
+            "owner/name:config:split"; a built-in task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
         purpose: TRAIN or TEST, which split of a named data set to take.
 
     Raises:
@@ -111,13 +113,13 @@ def _text_of(path: Path) -> str:
         if content.startswith(start):
             raise ValueError(f"{path} is a {kind} file, which svdecode does not read: {remedy.format(path=str(path))}")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         other = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "Latin-1"
         raise ValueError(
-            f"{path} cannot be read: line {line} has byte 0x{byte:02x}, which is not UTF-8, perhaps it is {other}; "
-            f"convert it, for example with: iconv -f {other.upper()} -t utf-8 {path} > utf8-{path.name}"
+            f"{path} cannot be read: line {line} has byte 0x{byte:02x}, which is not UTF-8 (is the file {other}?): "
+            f"convert it, for example with: iconv -f {_ICONV[other]} -t utf-8 {path} > utf8-{path.name}"
         ) from None
 
 
