@@ -24,6 +24,9 @@ DeviceMapOption = Annotated[
 AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="Folder of a PEFT adapter.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
+_WRITING_FAILED = ("Error while serializing", "PytorchStreamWriter", "inline_container")
+"""Words of safetensors and torch.save for a disk that is full."""
+
 
 def only_our_warnings() -> None:
     """Show svdecode's own warnings as one line each, and none of other libraries; what `python -W` says goes first."""
@@ -47,12 +50,14 @@ def writing_to(folder: Path) -> Iterator[None]:
     """Check before the work that a folder can be written; say so too if the disk fills up during the work.
 
     Raises:
-        ValueError: the folder cannot be written, before or after the work. Libraries report a full disk in many ways
-            (RuntimeError, SafetensorError), so any error is replaced by this one where the folder is not writable any more.
+        ValueError: the folder cannot be written, before or after the work. torch and safetensors do not raise OSError on a
+            full disk, so their errors are known by their words.
     """
     check_writable(folder)
     try:
         yield
-    except Exception:
+    except Exception as error:
         check_writable(folder)
+        if any(words in str(error) for words in _WRITING_FAILED):
+            raise ValueError(f"{folder} cannot be written: {error}") from None
         raise
