@@ -261,7 +261,9 @@ def test_a_disk_that_fills_up_does_not_lose_an_evaluation(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["records.jsonl", "results.json", "results.md"]
 
 
-@pytest.mark.parametrize("size", [4096, 30_000])  # the weights of a checkpoint do not fit; they do, its optimizer does not
+@pytest.mark.parametrize(
+    "size", [4096, 30_000]
+)  # the weights of a checkpoint do not fit; they do, its optimizer does not
 def test_a_disk_that_fills_up_leaves_no_adapter(cli, tiny_model, examples, tmp_path, small_disk, size):  # noqa: F811
     small_disk(size)
     status, out, err = cli("warmstart", "--model", tiny_model, "--data", examples, "--output", tmp_path / "out")
