@@ -87,6 +87,7 @@ def evaluate_steps(
     seed: int = 0,
     output: str | Path | None = None,
     progress: bool = True,
+    show: Callable[[list[dict]], None] | None = None,
     **settings: object,
 ) -> list[dict[str, object]]:
     """Calibrate each checkpoint and compare warm start and SVDecode with the exact strength on the test data.
@@ -101,6 +102,7 @@ def evaluate_steps(
         alpha: confidence threshold.
         few_shot, limit, batch_size, seed, progress: as in `evaluate`.
         output: folder for steps.json, steps.md and steps.png, and one folder per checkpoint, where an interrupted run goes on.
+        show: called by the first process with the rows before they are saved.
         settings: further arguments of `evaluate`.
 
     Returns:
@@ -125,6 +127,8 @@ def evaluate_steps(
             output=None if output is None else step_folder(output, step), **settings,
         )  # fmt: skip
         rows.append({"step": step, "mu": found.mu, **held_out_change(found), **_metric_of(report, metric)})
+    if show is not None and distributed.is_main():
+        show(rows)
     if output is not None and distributed.is_main():
         write_atomically(output / "steps.json", to_json(rows, indent=2).encode())
         write_atomically(output / "steps.md", steps_markdown(rows, task, metric).encode())
