@@ -36,6 +36,7 @@ for step in range(steps):
     loss = nll.sum() / (labels != -100).sum()
     # The KL to the pre-trained model is differentiable too, and keeps the weights from running away.
     out = svdecode.fused_steer(logits_pre, logits_ft, mu=mu[0], alpha=0.0)
+    assert out.kl is not None  # return_kl=False would leave it out
     (loss + 0.01 * out.kl.mean()).backward()
     if step % 20 == 0 or step == steps - 1:
         print(f"step {step:3d}: NLL {loss.item():.3f}, KL {out.kl.mean().item():.3f}, mu {mu.item():.3f}")

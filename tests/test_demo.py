@@ -112,6 +112,30 @@ def test_demo_runs_caches_and_reports(tiny_model, twins, tmp_path):
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"demo.json", "demo.png"}
 
 
+class Enough(Exception):
+    """What is to be seen has been seen."""
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_equal_prompts_stay_in_one_part(seed, tiny_model, twins, tmp_path, monkeypatch):
+    seen = {}
+
+    def train(base, tokenizer, rows, folder, *, splits, **_):
+        seen["train"] = splits.select(rows, "train")
+
+    def estimate(model, rows, *, held_out, **_):
+        seen.update(calibration=rows, test=held_out)
+        raise Enough
+
+    monkeypatch.setattr("svdecode.demo.run.warmstart", train)
+    monkeypatch.setattr("svdecode.demo.run.calibrate", estimate)
+    with pytest.raises(Enough):
+        demo(model=str(tiny_model), data=twins, output=tmp_path, seed=seed, progress=False)
+    assert sorted(map(len, seen.values())) == [8, 8, 24]
+    prompts = [{row["prompt"] for row in rows} for rows in seen.values()]
+    assert sum(map(len, prompts)) == len(set().union(*prompts)) == 10
+
+
 def test_what_another_run_left_is_not_taken(tmp_path):
     rows = [{"prompt": f"w{i}", "completion": "w1"} for i in range(10)]
     path = tmp_path / "demo-cache.json"

@@ -33,7 +33,7 @@ from svdecode.warmstart.folder import is_complete
 from svdecode.warmstart.train import warmstart
 
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
-CHECKPOINTS = (12, 24, 36, 48)  # of the 48 steps that the countries' questions give
+CHECKPOINTS = (12, 24, 48)  # of the 48 steps that the questions about countries give
 EVALUATION_BATCH, NEW_TOKENS = 16, 12
 CACHE_NAME = "demo-cache.json"
 SYSTEMS = {"pre-trained": "pre-trained", "warm start": "warm start", "SVDecode (exact)": "SVDecode"}
