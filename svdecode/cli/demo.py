@@ -33,8 +33,9 @@ def demo(
     from svdecode.demo.run import run
 
     with writing_to(output):
-        report = run(model=model, adapter=adapter, data=data, output=output, seed=seed)
-    if as_json:
-        print(to_json(report))
-    else:
-        print_report(report)
+        show = _print_json if as_json else print_report
+        run(model=model, adapter=adapter, data=data, output=output, seed=seed, show=show)
+
+
+def _print_json(report: dict[str, object]) -> None:
+    print(to_json(report))

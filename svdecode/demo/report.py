@@ -35,7 +35,7 @@ def meaning(report: dict) -> str:
 
 def print_report(report: dict) -> None:
     """Tables, files and the sentence, on stdout."""
-    console = Console(width=max(Console().width, 110))
+    console = Console()
     sizes = ", ".join(f"{count} {name}" for name, count in report["examples"].items())
     console.print(f"\n[bold]{report['model']}[/bold]: {sizes} examples; mu = {report['mu']:.3f} (exact)")
     console.print(_systems(report))

@@ -48,6 +48,7 @@ def run(
     output: Path,
     seed: int = 0,
     progress: bool = True,
+    show: Callable[[dict[str, object]], None] = lambda report: None,
 ) -> dict[str, object]:
     """Compare pre-trained model, warm start and SVDecode on questions that neither training nor calibration saw.
 
@@ -60,6 +61,7 @@ def run(
         output: folder for the adapter, demo.json and demo.png.
         seed: of the parts, of the warm start and of the bootstrap.
         progress: show bars on stderr.
+        show: gets the report before it is written, so that a disk that is full by then does not lose it.
 
     Returns:
         The report, as in demo.json.
@@ -125,6 +127,7 @@ def run(
         "seconds": seconds,
         "figure": str(output / "demo.png"),
     }
+    show(report)
     plot_demo(report, calibration, output / "demo.png")
     write_atomically(output / "demo.json", to_json(report, indent=2).encode())
     return report
