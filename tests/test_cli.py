@@ -20,8 +20,8 @@ import svdecode
 from svdecode.cli import app
 from svdecode.cli.lm_eval import with_model
 from svdecode.cli.options import only_our_warnings
-from svdecode.cli.terminal import print_table
 from svdecode.common.files import check_writable
+from svdecode.common.terminal import print_table
 from svdecode.evaluation.report import Report
 
 COMMANDS = typer.main.get_command(app.app).commands

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from svdecode.cli.options import JsonOption
-from svdecode.cli.terminal import print_table
 from svdecode.common.files import to_json
+from svdecode.common.terminal import print_table
 
 VOCABULARIES = (49_152, 151_936)
 MU = 0.5

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
-from svdecode.cli.terminal import print_table
 from svdecode.common.files import check_writable, to_json
+from svdecode.common.terminal import print_table
 from svdecode.constants import ALPHA, KL
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svdecode.cli.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
-from svdecode.cli.terminal import print_table
 from svdecode.common.files import to_json
+from svdecode.common.terminal import print_table
 from svdecode.constants import ALPHA, KL, LOG_RATIO
 
 if TYPE_CHECKING:

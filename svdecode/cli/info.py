@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 
 from svdecode.cli.options import JsonOption
-from svdecode.cli.terminal import print_table
 from svdecode.common.files import to_json
+from svdecode.common.terminal import print_table
 
 
 def info(as_json: JsonOption = False) -> None:

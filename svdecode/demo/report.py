@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
-from svdecode.common.tables import bounds, with_interval
+from svdecode.common.tables import with_interval
+from svdecode.common.terminal import print_table
 from svdecode.evaluation.steps import CAPTION, steps_table
 
 
@@ -35,46 +33,29 @@ def meaning(report: dict) -> str:
 
 def print_report(report: dict) -> None:
     """Tables, files and the sentence, on stdout."""
-    console = Console()
     sizes = ", ".join(f"{count} {name}" for name, count in report["examples"].items())
-    console.print(f"\n[bold]{report['model']}[/bold]: {sizes} examples; mu = {report['mu']:.3f} (exact)")
-    console.print(_systems(report))
-    samples = Table(
-        "question",
-        "gold",
-        *report["exact_match"],
-        title=f"{report['answers_that_differ']} answers differ; three to look at",
-    )
-    for row in report["samples"]:
-        samples.add_row(_question(row["prompt"]), row["gold"], *(row[name] for name in report["exact_match"]))
-    console.print(samples)
-    if report["steps"]:
-        head, rows = steps_table(report["steps"], "NLL")
-        steps = Table(*head, title="after each checkpoint of the warm start, each with a calibration of its own")
-        for row in rows:
-            steps.add_row(*(cell.replace("[", "\\[") for cell in row))
-        console.print(steps)
-    console.print("Seconds: " + ", ".join(f"{name} {value}" for name, value in report["seconds"].items()))
-    console.print(f"Figure: {report['figure']}", soft_wrap=True)
-    console.print(meaning(report), style="bold", markup=False, highlight=False)
-
-
-def _systems(report: dict) -> Table:
-    held_out = report["held_out"]
-    table = Table(
-        "",
-        "exact match [95%]",
-        "NLL, all tokens",
-        f"NLL, kept tokens ({held_out['coverage']:.0%})",
-        "tokens/s",
-        caption=f"On the test questions, greedy answers. {CAPTION} NLL of all tokens: with a penalty of 0.",
-    )
-    for name, score in report["exact_match"].items():
-        table.add_row(
+    print(f"\n{report['model']}: {sizes} examples; mu = {report['mu']:.3f} (exact)")
+    held_out, names = report["held_out"], list(report["exact_match"])
+    kept = f"NLL, kept tokens ({held_out['coverage']:.0%})"
+    rows = [
+        [
             name,
-            f"{score['mean']:.3f} {bounds(score['interval'], 3)}".replace("[", "\\["),
+            with_interval(score, "mean"),
             f"{report['nll_all_tokens'][name]['mean']:.3f}",
             f"{held_out['nll'][name]:.3f}" if name in held_out["nll"] else "",
             f"{report['tokens_per_second'][name]:.1f}",
-        )
-    return table
+        ]
+        for name, score in report["exact_match"].items()
+    ]
+    print_table(
+        "on the test questions, greedy answers", ["", "exact match [95%]", "NLL, all tokens", kept, "tokens/s"], rows
+    )
+    print(f"{CAPTION} NLL of all tokens: with a penalty of 0.\n")
+    samples = [[_question(row["prompt"]), row["gold"], *(row[name] for name in names)] for row in report["samples"]]
+    head = ["question", "gold", *names]
+    print_table(f"{report['answers_that_differ']} answers differ; three to look at", head, samples, words=head)
+    if report["steps"]:
+        print_table("after each checkpoint of the warm start, each calibrated", *steps_table(report["steps"], "NLL"))
+    print("Seconds: " + ", ".join(f"{name} {value}" for name, value in report["seconds"].items()))
+    print(f"Figure: {report['figure']}")
+    print(meaning(report), flush=True)

@@ -14,7 +14,7 @@ def print_table(
     """Print a table on stdout.
 
     Where it is wider than the terminal, an interval goes below its value, and the columns of words are broken between words.
-    Numbers are never broken.
+    Numbers are never broken: where that does not help, the table is cut into two, both with the first column.
 
     Args:
         title: above the table; None for none.
@@ -39,6 +39,16 @@ def print_table(
             made.add_row(*(Text(c.replace(" [", "\n[") if narrow and name not in words else c) for name, c in cells))
         return made
 
-    wide = table(narrow=False)
-    fits = wide.__rich_measure__(console, console.options.update(max_width=WIDE)).maximum <= console.width
-    console.print(wide if fits else table(narrow=True))
+    def width(made: Table) -> int:
+        return made.__rich_measure__(console, console.options.update(max_width=WIDE)).maximum
+
+    made = table(narrow=False)
+    if width(made) > console.width:
+        made = table(narrow=True)
+    breakable = sum(name in words for name in head)
+    if width(made) > console.width and len(head) > 3 and not breakable:
+        half = len(head) // 2 + 1
+        print_table(title, head[:half], [row[:half] for row in rows], words)
+        print_table(None, [head[0], *head[half:]], [[row[0], *row[half:]] for row in rows], words)
+        return
+    console.print(made)
