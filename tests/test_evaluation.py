@@ -50,8 +50,8 @@ def by_definition(system):
     def steered(pre, ft):
         if system.pretrained:
             return pre.log_softmax(-1)
-        settings = dict(alpha=system.alpha, penalty=system.penalty, direction=system.direction)
-        return svdecode.fused_steer(pre, ft, system.mu, **settings, backend="reference").logprobs
+        setting = system.setting
+        return svdecode.fused_steer(pre, ft, setting.mu, **setting.keywords, backend="reference").logprobs
 
     return steered
 

@@ -36,7 +36,8 @@ def plot_demo(report: dict, calibration: Calibration, path: str | Path) -> None:
     rows = report["steps"] or [{"step": "this adapter", "mu": report["mu"], **report["held_out"]}]
     draw_change_over_steps(middle, rows, "nll", "NLL, nats per kept gold token")
     middle.set_title(
-        "Does it help after each checkpoint? Below 0 it does\n(hollow: the interval contains 0; numbers: warm start, SVDecode)",
+        f"Does it help{' after each checkpoint' if report['steps'] else ''}? Below 0 it does\n"
+        "(hollow: the interval contains 0; numbers: warm start, SVDecode)",
         fontsize=10,
     )
     if not report["steps"]:
@@ -46,12 +47,12 @@ def plot_demo(report: dict, calibration: Calibration, path: str | Path) -> None:
     draw_values(right, list(found), found)
     right.set_yticks(range(len(found)), list(found))
     right.set_ylim(len(found) - 0.5, -0.5)
-    right.set_xlim(left=0)
+    right.set_xlim(left=-0.04 * right.get_xlim()[1])  # a point at 0 is seen whole
     right.set_xlabel("share of test questions answered exactly right")
     change = report["exact_match_difference"]
     ends = ", ".join(f"{100 * end:+.1f}" for end in change["interval"])
     points = f"{100 * change['difference']:+.1f} points [{ends}]"
-    right.set_title(f"Does it answer better? SVDecode against the warm start,\npaired: {points}", fontsize=10)
+    right.set_title(f"Does it answer better than the warm start?\n{points}", fontsize=10)
     figure.suptitle(f"SVDecode on {report['model']}, {report['examples']['test']} test questions", fontsize=12)
     figure.supxlabel(textwrap.fill(f"All intervals are of 95%. {CAPTION}", 170), fontsize=8.5)
     save_figure(figure, path)

@@ -153,7 +153,7 @@ def draw_change_over_steps(axes: Axes, rows: list[dict], key: str, label: str) -
             pair = [value["mean"] if isinstance(value, dict) else value for value in pair]
             axes.annotate(
                 f"{pair[0]:.3f}\n{pair[1]:.3f}", (place, difference), (8, 0), textcoords="offset points",
-                fontsize=8, va="center", color="#4a5568",
+                fontsize=8, va="center", color="#4a5568", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
     axes.axhline(0.0, color=GREY, linewidth=1, linestyle="--", label="no change", zorder=0)
     low, high = min(*ends, -SMALLEST_REACH), max(*ends, SMALLEST_REACH)

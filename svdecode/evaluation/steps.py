@@ -26,8 +26,9 @@ from svdecode.warmstart.train import step_folder
 
 NLL = Metric("NLL", higher_is_better=False)
 CAPTION = (
-    "Kept gold tokens: the tokens of the right answers that pass the confidence mask; by default steering chooses no others. "
-    "Coverage: their share of all tokens of the right answers. Kept NLL: their mean NLL in nats."
+    "Kept gold tokens: the tokens of the right answers that the warm start finds at least alpha times (by default a tenth) as "
+    "probable as its likeliest token; by default steering chooses no others. Coverage: their share of all tokens of the right "
+    "answers. NLL: mean of minus the log-probability, nats per token; lower is better. Kept NLL: that of kept gold tokens."
 )
 """What the words of the steps' table mean."""
 
