@@ -18,7 +18,6 @@ from tqdm import tqdm
 import svdecode
 from svdecode.common.figures import GREY, ORANGE, load_pyplot, save_figure
 from svdecode.demo.facts import country_facts
-from svdecode.demo.run import SIZES
 from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
 
 SHOWN = 6
@@ -93,7 +92,8 @@ def main() -> None:
     base, tokenizer = load_model()
     calibration = svdecode.Calibration.from_pretrained(arguments.adapter)
     steered = svdecode.steer(load_adapter(base, arguments.adapter), mu=calibration)
-    questions = country_facts(SIZES, 0, tokenizer, bundled=True).test
+    rows, splits = country_facts(0, tokenizer, bundled=True)
+    questions = splits.select(rows, "test")
     step = best_step(steered, tokenizer, questions)
     draw(step, tokenizer, calibration.mu, arguments.output)
     print(

@@ -66,11 +66,9 @@ def anchors(page: Path) -> set[str]:
 
 
 # README.md still describes the layout of before; remove this mark with the new README.
-OLD = pytest.mark.xfail(reason="README.md names the old layout", strict=True)
-CHECKED = [pytest.param(path, marks=OLD if path.name == "README.md" else ()) for path in PAGES]
 
 
-@pytest.mark.parametrize("page", CHECKED, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if re.match(r"[a-z]+:", target):
@@ -89,7 +87,7 @@ def missing_paths(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [*CHECKED, ROOT / "csrc" / "README.md"], ids=lambda path: f"{path.parent.name}-{path.name}"
+    "page", [*PAGES, ROOT / "csrc" / "README.md"], ids=lambda path: f"{path.parent.name}-{path.name}"
 )
 def test_paths_exist(page):
     assert missing_paths(page.read_text()) == []
