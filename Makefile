@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py lazy.py recipes.py tuners.py warmstart.py \
 	calibration.py collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
 
-.PHONY: env demo test test-newest test-oldest bench lint clean
+.PHONY: env demo test test-newest test-oldest bench lint docs clean
 
 env: $(READY)
 
@@ -59,7 +59,18 @@ bench: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typing/extract.py
+	$(BIN)/pyright
+
+# The site, in site/index.html. Its own environment: the generator reads the sources and imports none of them.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict  # the variable hides an advertisement
+
+.venv-docs/.ready: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP_INSTALL) -r requirements-docs.txt
+	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-docs site build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

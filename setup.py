@@ -15,10 +15,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 WANTED = os.environ.get("SVDECODE_BUILD", "")
 if WANTED not in ("", "none", "cpu", "cuda"):
@@ -76,9 +78,12 @@ def why_not_cpp(torch: Path | None) -> str | None:
     if WANTED == "none":
         return "SVDECODE_BUILD=none"
     if torch is None:
-        return "this build environment has no torch: install torch >= 2.11 first, and build with --no-build-isolation"
+        return (
+            "torch was not there when svdecode was installed: install torch >= 2.11 first, then svdecode again, with "
+            "pip install --force-reinstall --no-deps"
+        )
     compiler = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()[0]
-    return None if shutil.which(compiler) else f"there is no C++ compiler ({compiler})"
+    return None if shutil.which(compiler) else f"there was no C++ compiler ({compiler})"
 
 
 def why_not_cuda(torch: Path) -> str | None:
@@ -103,6 +108,7 @@ class BuildOperators(build_ext):
             if WANTED:
                 raise
             say(f"building the compiled operators failed, svdecode works without them: {error}")
+            record(self.build_lib, f"building them failed ({error})")
 
     def compile_cuda(self, ext: Extension) -> None:
         """Objects of the .cu files, which do not include torch, for all architectures, with PTX for later ones."""
@@ -119,6 +125,23 @@ class BuildOperators(build_ext):
         ext.define_macros.append(("SVDECODE_CUDA", "1"))
         ext.library_dirs += cudart_folders(compiler)
         ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+
+
+class BuildPython(build_py):
+    """The Python files by the usual way; and why there are no compiled operators, for `svdecode info`."""
+
+    def run(self) -> None:
+        """Build."""
+        super().run()
+        if not modules:
+            record("." if self.editable_mode else self.build_lib, why_not_cpp(torch_folder()))
+
+
+def record(folder: str, reason: str) -> None:
+    """Leave the reason why there are no compiled operators beside the code that looks for them."""
+    path = Path(folder) / "svdecode" / "ops" / "not_compiled.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reason)
 
 
 def say(text: str) -> None:
@@ -157,11 +180,16 @@ def extensions() -> list[Extension]:
 
 
 modules = extensions()
+scratch = tempfile.TemporaryDirectory(prefix="svdecode-build-")
 setup(
     # kernels/ must not become the importable name `kernels`, another project's package that transformers probes for.
     packages=[*find_packages(include=["svdecode", "svdecode.*"]), "svdecode.kernels"],
     package_dir={"svdecode.kernels": "kernels"},
     ext_modules=modules,
-    cmdclass={"build_ext": BuildOperators},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {},
+    cmdclass={"build_ext": BuildOperators, "build_py": BuildPython},
+    options={
+        # A folder of its own for each build: what an earlier one left in build/ would go into the wheel.
+        "build": {"build_base": scratch.name},
+        **({"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {}),
+    },
 )

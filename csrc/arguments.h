@@ -5,7 +5,7 @@
 
 namespace svdecode {
 
-constexpr int LEVELS = 3;           // leading dimensions that are left when those that can be merged are
+constexpr int LEVELS = 3;  // leading dimensions that are left when those that can be merged are
 constexpr int64_t IGNORE_INDEX = -100;
 constexpr int32_t NO_TOKEN = 0x7FFFFFFF;
 
@@ -69,8 +69,8 @@ struct TopkArguments {
   float mu = 0;
   const float* mu_rows = nullptr;  // null: the number
   int64_t k = 1;
-  int64_t* tokens_out = nullptr;   // (rows, k)
-  float* logprobs_out = nullptr;   // (rows, k)
+  int64_t* tokens_out = nullptr;  // (rows, k)
+  float* logprobs_out = nullptr;  // (rows, k)
 };
 
 struct NllArguments {
@@ -90,8 +90,8 @@ struct VectorArguments {
   float* saved_out = nullptr;  // may be null
 };
 
-// Gradients of fused_steer and optimal_strength (grad_logprobs .. grad_moments), of steered_nll (grad_nll) or of steering_vector
-// (grad_delta), whichever is not null.
+// Gradients of fused_steer and optimal_strength (grad_logprobs .. grad_moments), of steered_nll (grad_nll) or of
+// steering_vector (grad_delta), whichever is not null.
 struct BackwardArguments {
   Rows rows;
   Settings settings;
@@ -116,8 +116,7 @@ struct LinearArguments {
 };
 
 // torch's thread pool: calls body(begin, end, context) on ranges of at least `grain` that cover [begin, end).
-using ParallelFor = void (*)(
-    int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 // One implementation for one instruction set of a CPU.
 struct CpuOperators {

@@ -1,7 +1,7 @@
-// torch.ops.svdecode_compiled: what svdecode/compiled.py calls for the backends "cpu" and "cuda".
+// torch.ops.svdecode_compiled: what svdecode/ops/compiled.py calls for the backends "cpu" and "cuda".
 //
 // Written against torch's stable ABI (2.11 and later), so that one binary serves CPU and CUDA builds of several torch versions.
-// Arguments have been checked by svdecode/validation.py. A result that is not asked for comes back as None.
+// Arguments have been checked by svdecode/ops/validation.py. A result that is not asked for comes back as None.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,7 +28,8 @@ MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t
   return wanted ? MaybeTensor(new_rows(like, ScalarType::Float, trailing)) : std::nullopt;
 }
 
-// Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/compiled.py keeps for next time.
+// Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/ops/compiled.py keeps for
+// next time.
 enum Number { ALPHA, PENALTY, EPS, KL_DIRECTION, MU, FLAGS, TEMPERATURE, TOP_K, TOP_P };
 enum Flags { OWN_STRENGTH = 1, RETURN_KL = 2, DENSE = 4, SAVE = 8, NEED_PRE = 16, NEED_FT = 32, VECTOR = 64 };
 
@@ -133,12 +134,13 @@ std::tuple<Tensor, Tensor> steering_vector(Tensor pre, Tensor ft, Tensor numbers
   return {delta, saved};
 }
 
-// The gradients of one operator, told apart by which incoming gradients there are: grad_dense (..., V) is that of the log-probs, or
-// with VECTOR that of delta; grad_nll (rows, M) comes with the NLL, mu (M) and labels.
-std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(
-    Tensor pre, Tensor ft, Tensor saved, MaybeTensor grad_dense, MaybeTensor grad_mu, MaybeTensor grad_kl,
-    MaybeTensor grad_mu_star, MaybeTensor grad_moments, MaybeTensor grad_nll, MaybeTensor mu, MaybeTensor labels,
-    MaybeTensor kl, MaybeTensor moments, MaybeTensor nll, Tensor numbers) {
+// The gradients of one operator, told apart by which incoming gradients there are: grad_dense (..., V) is that of the
+// log-probs, or with VECTOR that of delta; grad_nll (rows, M) comes with the NLL, mu (M) and labels.
+std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(Tensor pre, Tensor ft, Tensor saved, MaybeTensor grad_dense,
+                                                           MaybeTensor grad_mu, MaybeTensor grad_kl, MaybeTensor grad_mu_star,
+                                                           MaybeTensor grad_moments, MaybeTensor grad_nll, MaybeTensor mu,
+                                                           MaybeTensor labels, MaybeTensor kl, MaybeTensor moments,
+                                                           MaybeTensor nll, Tensor numbers) {
   BackwardArguments g;
   const int flags = static_cast<int>(unpack(numbers, g.settings)[FLAGS]);
   const bool vector = flags & VECTOR;
@@ -204,8 +206,7 @@ STABLE_TORCH_LIBRARY(SVDECODE_NAMESPACE, m) {
   m.def(
       "fused_steer(Tensor pre, Tensor ft, Tensor numbers, Tensor? mu=None, Tensor? labels=None, Tensor(a!)? out=None) -> "
       "(Tensor?, Tensor, Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
-  m.def(
-      "steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, Tensor? mu=None) -> (Tensor, Tensor)");
+  m.def("steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, Tensor? mu=None) -> (Tensor, Tensor)");
   m.def("steer_topk(Tensor pre, Tensor ft, Tensor numbers, Tensor? mu=None) -> (Tensor, Tensor)");
   m.def("steered_nll(Tensor pre, Tensor ft, Tensor labels, Tensor mu, Tensor numbers) -> (Tensor, Tensor)");
   m.def("steering_vector(Tensor pre, Tensor ft, Tensor numbers) -> (Tensor, Tensor)");

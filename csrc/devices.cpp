@@ -49,13 +49,23 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_
 
 class Cpu : public Device {
  public:
-  void fused_steer(const Tensor&, const SteerArguments& g) const override { operators()->fused_steer(g, parallel_for, threads()); }
-  void steer_sample(const Tensor&, const SampleArguments& g) const override { operators()->steer_sample(g, parallel_for, threads()); }
+  void fused_steer(const Tensor&, const SteerArguments& g) const override {
+    operators()->fused_steer(g, parallel_for, threads());
+  }
+  void steer_sample(const Tensor&, const SampleArguments& g) const override {
+    operators()->steer_sample(g, parallel_for, threads());
+  }
   void steer_topk(const Tensor&, const TopkArguments& g) const override { operators()->steer_topk(g, parallel_for, threads()); }
-  void steered_nll(const Tensor&, const NllArguments& g) const override { operators()->steered_nll(g, parallel_for, threads()); }
-  void steering_vector(const Tensor&, const VectorArguments& g) const override { operators()->steering_vector(g, parallel_for, threads()); }
+  void steered_nll(const Tensor&, const NllArguments& g) const override {
+    operators()->steered_nll(g, parallel_for, threads());
+  }
+  void steering_vector(const Tensor&, const VectorArguments& g) const override {
+    operators()->steering_vector(g, parallel_for, threads());
+  }
   void backward(const Tensor&, const BackwardArguments& g) const override { operators()->backward(g, parallel_for, threads()); }
-  void few_rows_linear(const Tensor&, const LinearArguments& g) const override { operators()->few_rows_linear(g, parallel_for, threads()); }
+  void few_rows_linear(const Tensor&, const LinearArguments& g) const override {
+    operators()->few_rows_linear(g, parallel_for, threads());
+  }
 
  private:
   static int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
@@ -141,7 +151,8 @@ std::string instruction_set(std::string wanted) {
   const CpuOperators* known[] = {
       &base::OPERATORS,
 #if defined(__x86_64__)
-      &avx2::OPERATORS, &avx512::OPERATORS,
+      &avx2::OPERATORS,
+      &avx512::OPERATORS,
 #endif
   };
   for (const CpuOperators* one : known) {  // in the order of what they need

@@ -46,10 +46,10 @@ SVDECODE_FUNCTION uint32_t to_bits(float x) {
 
 // e^x for LEAST <= x <= 88, NaN for NaN; relative error 1e-7 for |x| < 1, and the rounding of x * log2(e) beyond.
 //
-// No branch and no call, so that a loop over it vectorises: adding 1.5 * 2^23 + 127 rounds to the nearest integer and leaves it,
-// biased, in the low bits, from where a shift by 23 makes it an exponent. The polynomial is the minimax fit of 2^f on [-1/2, 1/2]
-// with value 1 at 0. A loop over it waits for results more than for arithmetic units, hence the products that do not depend on one
-// another (Estrin's scheme) and x * log2(e) written twice, for the compiler to fuse with the sums.
+// No branch and no call, so that a loop over it vectorises: adding 1.5 * 2^23 + 127 rounds to the nearest integer and leaves
+// it, biased, in the low bits, from where a shift by 23 makes it an exponent. The polynomial is the minimax fit of 2^f on
+// [-1/2, 1/2] with value 1 at 0. A loop over it waits for results more than for arithmetic units, hence the products that do
+// not depend on one another (Estrin's scheme) and x * log2(e) written twice, for the compiler to fuse with the sums.
 SVDECODE_FUNCTION float normal_exponential(float x) {
   constexpr float ROUND = 12582912.0f + 127.0f;
   const float shifted = x * LOG2_E + ROUND;

@@ -1,5 +1,5 @@
-// The arithmetic of one vocabulary row, shared by the CPU operators, the CUDA kernels and their emulation; the names are those of
-// kernels/row_algebra.py and kernels/kept_sums.py, and what is said there about accuracy and infinities holds here.
+// The arithmetic of one vocabulary row, shared by the CPU operators, the CUDA kernels and their emulation; the names are those
+// of kernels/row_algebra.py and kernels/kept_sums.py, and what is said there about accuracy and infinities holds here.
 #pragma once
 
 #include "maths.h"
@@ -23,8 +23,8 @@ struct Statistics {
   float lost = 0.0f;          // 1 where a token has a = -inf < z: the KL is infinite
 };
 
-// d - d_top of a token with u = z - max; d is 0 for tokens that the pre-trained model excludes. Where e^u is 0 any finite number
-// serves, but NaN or +inf in a still shows.
+// d - d_top of a token with u = z - max; d is 0 for tokens that the pre-trained model excludes. Where e^u is 0 any finite
+// number serves, but NaN or +inf in a still shows.
 SVDECODE_FUNCTION float difference_from_top(float u, float a, float maximum, float pre_top) {
   const float d = (u < LEAST ? 0.0f : u) - (a - pre_top);
   return a == -INFINITE ? pre_top - maximum : d;
@@ -100,8 +100,8 @@ struct Steering {
   float u, p, c, delta;
 };
 
-// p c, or c. On a host with factors that do not change in a loop: a choice would keep it from being vectorised. On a device, which
-// would hold the factors in registers, by choice.
+// p c, or c. On a host with factors that do not change in a loop: a choice would keep it from being vectorised. On a device,
+// which would hold the factors in registers, by choice.
 SVDECODE_FUNCTION float delta_of(float p, float c, bool kl_direction) {
 #ifdef __CUDA_ARCH__
   return kl_direction ? p * c : c;
@@ -138,12 +138,12 @@ SVDECODE_FUNCTION float steered(float u, float delta, bool keep, float mu, float
 
 // Sums over the kept tokens of a piece, with x = delta - r and r the top token's delta (see kernels/kept_sums.py).
 struct KeptSums {
-  float count = 0.0f;               // tokens in K
-  float outside = 0.0f;             // mass outside K
-  float mean = 0.0f;                // sum p x
-  float squares = 0.0f;             // sum delta^2
-  float weighted_squares = 0.0f;    // sum p x^2
-  float steered_max = -INFINITE;    // (max, total) of the steered normaliser, relative to the row's maximum
+  float count = 0.0f;             // tokens in K
+  float outside = 0.0f;           // mass outside K
+  float mean = 0.0f;              // sum p x
+  float squares = 0.0f;           // sum delta^2
+  float weighted_squares = 0.0f;  // sum p x^2
+  float steered_max = -INFINITE;  // (max, total) of the steered normaliser, relative to the row's maximum
   float steered_total = 0.0f;
 };
 
@@ -162,12 +162,11 @@ struct Moments {
 };
 
 // The label's own logits are z and a; `outside` is what labels that are not in the vocabulary give: 0 if ignored, else NaN.
-SVDECODE_FUNCTION Moments label_moments(
-    const KeptSums& sums, const Row& row, float z, float a, float threshold, bool in_range, float outside, bool kl_direction) {
+SVDECODE_FUNCTION Moments label_moments(const KeptSums& sums, const Row& row, float z, float a, float threshold, bool in_range,
+                                        float outside, bool kl_direction) {
   const float r = top_delta(row, kl_direction), q = sums.outside;
   const float delta = steering(z, a, row, kl_direction).delta;
-  const float variance =
-      sums.weighted_squares - sums.mean * sums.mean + 2.0f * r * sums.mean * q + r * r * q * (1.0f - q);
+  const float variance = sums.weighted_squares - sums.mean * sums.mean + 2.0f * r * sums.mean * q + r * r * q * (1.0f - q);
   Moments m;
   m.n = in_range ? (z >= threshold ? delta : 0.0f) - r - sums.mean + r * q : outside;
   m.d = in_range ? sums.squares : outside;
@@ -177,9 +176,7 @@ SVDECODE_FUNCTION Moments label_moments(
 }
 
 // mu* = N / (D + eps), 0 for an ignored label whatever eps is.
-SVDECODE_FUNCTION float optimal_mu(const Moments& m, bool ignored, float eps) {
-  return ignored ? 0.0f : m.n / (m.d + eps);
-}
+SVDECODE_FUNCTION float optimal_mu(const Moments& m, bool ignored, float eps) { return ignored ? 0.0f : m.n / (m.d + eps); }
 
 }  // namespace SVDECODE_TARGET
 }  // namespace svdecode

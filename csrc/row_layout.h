@@ -1,4 +1,5 @@
-// Where a row of a strided (..., V) tensor begins, in 64 bits: the twin of kernels/row_layout.py. csrc/tensors.h merges the levels.
+// Where a row of a strided (..., V) tensor begins, in 64 bits: the twin of kernels/row_layout.py. csrc/tensors.h merges the
+// levels.
 #pragma once
 
 #include "arguments.h"

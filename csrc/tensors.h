@@ -70,8 +70,9 @@ inline Tensor new_rows(const Tensor& logits, ScalarType dtype, std::initializer_
   return tensor;
 }
 
-// Where the rows of two or three tensors of one (..., V) shape begin: any strides, no copy, 64-bit offsets. Leading dimensions are
-// merged as far as all tensors allow; a copy is made only where a last dimension is not contiguous or more than LEVELS are left.
+// Where the rows of two or three tensors of one (..., V) shape begin: any strides, no copy, 64-bit offsets. Leading dimensions
+// are merged as far as all tensors allow; a copy is made only where a last dimension is not contiguous or more than LEVELS are
+// left.
 class RowLayout {
  public:
   RowLayout(Tensor pre, Tensor ft, std::optional<Tensor> third = std::nullopt) : count_(third ? 3 : 2) {

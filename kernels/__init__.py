@@ -1,4 +1,4 @@
-"""Triton kernels of the operators, installed as `svdecode.kernels`: one file an operator, called by `torch.ops.svdecode`.
+"""Triton kernels of the operators, installed as `svdecode.kernels`: one file per operator, called by `torch.ops.svdecode`.
 
 Read `settings.py` (how a row is cut), `row_algebra.py` (the arithmetic) and `row_statistics.py` (the first pass) first.
 """

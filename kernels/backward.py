@@ -1,11 +1,11 @@
 """Gradients of fused_steer, optimal_strength, steered_nll and steering_vector in both logits and in mu.
 
-The equations are those of `svdecode/reference_backward.py`: h = dL/dzs, u = dL/ddelta and w = dL/dp on K, then
+The equations are those of `svdecode/ops/reference_backward.py`: h = dL/dzs, u = dL/ddelta and w = dL/dp on K, then
 
     dL/dc = u p (or u)      s = -sum dL/dc      dL/dd = dL/dc + s p      q = w [+ u c] + s d
     dL/dz = h + dL/dd + p (q - <p, q>)          dL/da = -dL/dd
 
-Nothing of size (..., V) was saved: a token's p, c, delta and zs come again from its logits and the row's few saved numbers.
+The forward saves nothing of size (..., V). A token's p, c, delta and zs come again from its logits and the row's saved numbers.
 s and <p, q> are sums over K alone (<p, d - dbar> = 0): with a penalty of -inf the two passes that sum read logits_ft, and the
 rest only of tiles with kept tokens; the last pass reads both inputs and writes both gradients. MODE says where h, u and w come
 from:

@@ -5,8 +5,8 @@
                              fills every split without a kept token with -inf                        (R x splits)
 3. `steered_output_kernel`   log-probs of what is left, and the scalars                  (R x splits; R without log-probs)
 
-With a penalty of -inf a peaked row is thus read once and written once; what is read again are the tiles (1024 tokens) that
-hold kept tokens, |K| <= 1 / (alpha p_max) tokens in all. With a finite penalty the third pass reads logits_ft again. When mu
+With a penalty of -inf a peaked row is thus read once and written once. Only the tiles (1024 tokens) that hold kept tokens
+are read again; K has at most 1 / (alpha p_max) tokens. With a finite penalty the third pass reads logits_ft again. When mu
 is the row's own mu_star, which needs the sums of step 2, that step runs twice: for the moments, then for the normaliser.
 """
 
@@ -54,7 +54,7 @@ from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_kl, row_statistics
 from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
 
-# What the backward needs of a row again: everything but its logits.
+# What the backward needs of a row, beside its logits.
 SAVED_MAXIMUM, SAVED_TOTAL, SAVED_PRE_TOP, SAVED_CENTRE, SAVED_NORMALISER, SAVED_MEAN = (
     tl.constexpr(i) for i in range(6)
 )
@@ -245,7 +245,7 @@ def fused_steer(
         kept = torch.empty((rows, KEPT_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
         labels = None if labels is None else labels.reshape(-1).contiguous()
         inputs = (pre, ft, *statistics, kept, per_row, labels, target)
-        # Without log-probs the third stride is that of an input: the kernels take the argument and do not use it.
+        # Without log-probs the third stride is that of an input; the kernels do not use it.
         numbers = (
             *(number, log_threshold(alpha), penalty, eps, vocabulary, num_splits),
             layout.of(pre, ft, target if dense else ft),

@@ -1,6 +1,6 @@
 """What the gradients of a row's tokens share: sums of the incoming gradient, dL/dmu, and dL/dN, dL/dD, dL/dH.
 
-The row's forward is not repeated: it comes from what the forward saved (`saved_row`). See `backward.py` for the equations.
+The forward of the row is not repeated: `saved_row` reads what it saved. See `backward.py` for the equations.
 """
 
 from __future__ import annotations

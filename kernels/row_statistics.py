@@ -1,8 +1,8 @@
 """First pass of every operator: the statistics of each split of each row, reading both inputs once.
 
-One program a split (`settings.py`): it loads 4096 tokens of each input at once, so every statistic is taken from registers
-with the split's own maximum, and nothing is rescaled while streaming. Of the tiles inside a split only the maximum and the
-total are kept: later passes skip the tiles that hold no kept token.
+One program per split (`settings.py`): it loads 4096 tokens of each input at once, so every statistic is taken from registers
+with the split's own maximum, and nothing is rescaled while streaming. Each tile inside a split keeps only its maximum and its
+total: later passes skip the tiles that hold no kept token.
 """
 
 from __future__ import annotations

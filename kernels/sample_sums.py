@@ -1,6 +1,6 @@
 """What `steer_sample` and `steer_topk` need of each split: its best token, its part of the steered normaliser, its mass.
 
-The mass is at the temperature, and only where a token is drawn.
+The mass is that at the temperature. It is computed only where a token is drawn.
 """
 
 from __future__ import annotations

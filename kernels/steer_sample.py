@@ -1,4 +1,4 @@
-"""steer_sample: one token a row from the steered distribution, three launches, nothing of size (..., V), no sort.
+"""steer_sample: one token per row from the steered distribution, three launches, nothing of size (..., V), no sort.
 
 1. `row_statistics_kernel`   reads both inputs once                                                   (R x splits programs)
 2. `sample_sums_kernel`      per split: best token, steered normaliser, mass at the temperature          (R x splits)

@@ -92,8 +92,8 @@ def pick_best_kernel(
     first = tl.load(sums + BEST_TOKEN * num_splits + split, mask=held, other=0.0).to(tl.int32, bitcast=True)
     token = tl.where(held & (best > NEG_INF), first, NO_TOKEN)
 
-    # What this kernel has found in each split so far; nothing before the first time. A split's first token was found by another
-    # kernel, whose zs may differ in the last bit: it is left out by its id.
+    # What this kernel has found in each split so far; nothing before the first time. The first token of a split was found by
+    # another kernel, whose zs may differ in the last bit: it is left out by its id.
     found_max = tl.full((SPLITS,), float("inf"), tl.float32)
     found_token = tl.full((SPLITS,), -1, tl.int32)
     out = row64 * count

@@ -74,7 +74,7 @@ CASES = [
     Case("a full tile and nothing else", (2, 1024)),
     Case("one token in a second tile: the tail", (2, 1025)),
     Case("a full split", (2, 4096)),
-    Case("one token in a second split: two programs a row", (3, 4097)),
+    Case("one token in a second split: two programs per row", (3, 4097)),
     Case("three splits: a padded vector of partials", (2, 9001), penalty=-1.0),
     Case("GPT-2's odd vocabulary: unaligned rows", (2, 50257), direction="log_ratio"),
     Case("everything kept", (3, 5000), alpha=0.0),
@@ -99,7 +99,7 @@ def case_id(case: Case) -> str:
 
 
 def strength(kind: str, case: Case, device: torch.device) -> float | Tensor | None:
-    """mu as a number, as a tensor with one a row, or left out (each row's own mu_star)."""
+    """mu as a number, as a tensor with one per row, or left out (each row's own mu_star)."""
     if kind == "own":
         return None
     return (

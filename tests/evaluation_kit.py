@@ -23,7 +23,7 @@ COLUMNS = ["Type", "Category", "Question", "Best Answer", "Correct Answers", "In
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A word or a mark a token, the vocabulary of the tiny models (97)."""
+    """One word or mark per token, the vocabulary of the tiny models (97)."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>")

@@ -59,10 +59,51 @@ def test_without_a_compiler_it_installs_and_works(checkout, tmp_path):
     target = tmp_path / "installed"
     install = (*PIP, "install", "-v", "--no-deps", "--no-build-isolation", "--target", target, checkout)
     text = run(*install, cwd=tmp_path, PATH=str(tmp_path), CXX="")
-    assert "without the compiled operators: there is no C++ compiler" in text
+    assert "without the compiled operators: there was no C++ compiler" in text
     assert not list(target.rglob("*.so"))
     text = imported_from(target, REPORT, tmp_path, SVDECODE_CUDA_EMULATION="")
-    assert "installed without its compiled operators: it takes a C++ compiler" in text
+    assert "svdecode is here without its compiled operators: there was no C++ compiler" in text
+    assert "[1.0, 1.0]" in text
+
+
+def test_a_wrong_wish_is_refused(checkout, tmp_path):
+    found = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=checkout, env={**os.environ, "SVDECODE_BUILD": "foo"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode
+    assert "SVDECODE_BUILD must be none, cpu or cuda, or left out, got 'foo'" in found.stderr
+
+
+def test_nothing_of_an_earlier_build_gets_into_a_wheel(checkout, tmp_path):
+    """A module that is deleted between two builds, and the wish for another build, are heeded."""
+    gone = checkout / "svdecode" / "gone.py"
+    gone.write_text("")
+    wheel = (*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w")
+    run(*wheel, tmp_path / "first", checkout, cwd=tmp_path, SVDECODE_BUILD="none")
+    gone.unlink()
+    run(*wheel, tmp_path / "second", checkout, cwd=tmp_path, SVDECODE_BUILD="none")
+    names = [zipfile.ZipFile(next((tmp_path / which).glob("*.whl"))).namelist() for which in ("first", "second")]
+    assert ["svdecode/gone.py" in found for found in names] == [True, False]
+    assert "svdecode/kernels/row_algebra.py" in names[1]
+    reason = zipfile.ZipFile(next((tmp_path / "second").glob("*.whl"))).read("svdecode/ops/not_compiled.txt")
+    assert reason == b"SVDECODE_BUILD=none"
+    assert not (checkout / "build").exists()
+
+
+@needs_compiler
+def test_in_the_root_of_a_clone_the_installed_operators_are_found(checkout, tmp_path):
+    """The folder svdecode/ there hides the installed package; its operators, of the same sources, are used all the same."""
+    target = tmp_path / "installed"
+    run(*PIP, "install", "-q", "--no-deps", "--no-build-isolation", "--target", target, checkout, cwd=tmp_path)
+    code = "import torch, svdecode, svdecode.kernels; print(svdecode.__file__, svdecode.kernels.__file__)" + REPORT
+    found = {"PYTHONPATH": str(target), "SVDECODE_CUDA_EMULATION": ""}
+    text = run(sys.executable, "-c", code, cwd=checkout, **found)
+    assert f"{checkout / 'svdecode' / '__init__.py'} {checkout / 'kernels' / '__init__.py'}" in text
+    assert "'cpu': Backend(available=True" in text
+    (checkout / "csrc" / "maths.h").write_text("// another version\n")
+    text = run(sys.executable, "-c", code, cwd=checkout, **found)
+    assert "built from other sources than those in this folder" in text
     assert "[1.0, 1.0]" in text
 
 
@@ -83,7 +124,7 @@ def test_a_wheel_from_the_source_distribution_holds_the_operators(checkout, tmp_
 @needs_compiler
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
-    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 64 registers: four blocks a processor."""
+    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 64 registers: four blocks per processor."""
     built = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects")
     text = run(
         *(sys.executable, "setup.py", "-q", "build_ext", *built),

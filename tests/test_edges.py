@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -35,6 +34,7 @@ from transformers import (
 import svdecode
 from svdecode.decoding import state as decoding_state
 from svdecode.models.forward_inputs import CACHE, CACHE_NAMES
+from svdecode.ops import backends
 
 MU = 1.7
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -256,7 +256,7 @@ def test_the_thin_loop_makes_nothing_of_the_size_of_the_vocabulary(num_beams, pe
 
     monkeypatch.setattr(decoding_state.DecodingState, "next_logits", forward)
     steered = svdecode.steer(tiny_lora(vocabulary), mu=MU, alpha=0.02, penalty=penalty)
-    monkeypatch.setattr(sys.modules["svdecode.backends"], "PREFERRED", "cpu")
+    monkeypatch.setattr(backends._PREFERRED, "name", "cpu")
     with Watch():
         svdecode.generate(steered, IDS, max_new_tokens=4, num_beams=num_beams, eos_token_id=[])
     operator = "steer_topk" if num_beams > 1 else "steer_sample"

@@ -137,6 +137,29 @@ def test_generated_answers(places, results):
         assert sample["filtered_resps"][0].split() == words
 
 
+def test_results_say_how_the_model_was_steered(places, results):
+    folder, _, _ = places
+    config = {name: results["config"][name] for name in (*svdecode.Setting._fields, "scoring_penalty", "mode")}
+    assert config == {
+        "mu": MU, "alpha": 0.1, "penalty": "-inf", "direction": "kl", "scoring_penalty": 0.0, "mode": "paired",
+    }  # fmt: skip
+    assert results["config"]["adapter"] == str(folder / "adapter")
+    assert results["config"]["steer_from"] is None
+
+
+def test_results_have_a_name_of_their_own():
+    from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+
+    from svdecode.evaluation.lm_eval import NAME, result_name
+
+    assert result_name("pretrained=org/base,adapter=a/lora,mu=0.5") == "org/base-svdecode-lora-mu0.5"
+    assert result_name({"pretrained": "base", "steer_from": "org/small"}) == "base-svdecode-small"
+    for source, name in ((NAME, "org__base-svdecode-lora"), ("hf", "org__base")):
+        tracker = GeneralConfigTracker()
+        tracker.log_experiment_args(source, "pretrained=org/base,adapter=a/lora", None, None, False)
+        assert tracker.model_name_sanitized == name
+
+
 def test_the_launcher(places, tmp_path):
     folder, _, _ = places
     command = [
@@ -147,6 +170,10 @@ def test_the_launcher(places, tmp_path):
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "choices" in done.stdout
+    (saved,) = tmp_path.rglob("results_*.json")
+    assert saved.parent.name.endswith(f"model-svdecode-adapter-mu{MU}")
+    config = json.loads(saved.read_text(), parse_constant=pytest.fail)["config"]
+    assert (config["mu"], config["direction"], config["adapter"]) == (MU, "kl", str(folder / "adapter"))
     words = [str(word) for word in command[:8]] + ["--model_args", "pretrained=x"]
     wrong = subprocess.run(words, capture_output=True, text=True)
     assert wrong.returncode == 2
@@ -161,5 +188,7 @@ def test_what_is_refused(places):
         SteeredLM(str(folder / "model"), mu=1.0)
     with pytest.raises(ValueError, match="no calibration in"):
         SteeredLM(str(folder / "model"), adapter=str(folder / "adapter"))
+    with pytest.raises(ValueError, match=r"model_args has no peft=: write adapter=org/lora for a PEFT adapter"):
+        SteeredLM(str(folder / "model"), peft="org/lora", mu=1.0)
     with pytest.raises(ValueError, match="needs mu=NUMBER"):
         SteeredLM(str(folder / "model"), steer_from=str(folder / "model"))

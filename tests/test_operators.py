@@ -28,7 +28,7 @@ def samples(backend):
     outputs = (steered[1], steered[3], steered[5], steered[6])
     return {
         "fused_steer": (pre, ft, mu, labels, 0.1, -1.0, kl, eps, True, backend),
-        "fused_steer_out": (torch.empty(3, 40), *plain, None, labels, 0.1, inf, kl, eps, False, backend),
+        "fused_steer_out": (*plain, None, labels, 0.1, inf, kl, eps, False, torch.empty(3, 40), backend),
         "fused_steer_backward": (*grads, *plain, None, labels, *outputs, 0.1, -1.0, kl, eps, True, True, backend),
         "steering_vector": (pre, ft, 0.0, kl, backend),
         "steering_vector_backward": (grads[0], *plain, saved, 0.0, kl, False, True, backend),

@@ -22,7 +22,11 @@ def choosing(scores: dict[str, list[list[float]]]) -> list[dict]:
 
 
 def test_the_usual_answer_of_choices_and_of_texts():
-    first, second, none = [-1.0, -2.0, -3.0], [-2.0, -1.0, -3.0], [None, -9.0, -math.inf]
+    first, second, none = (
+        [-1.0, -2.0, -3.0],
+        [-2.0, -1.0, -3.0],
+        ["-inf", -9.0, -math.inf],
+    )  # as in a file, and as in memory
     records = choosing({"a": [first, first, second, first], "b": [second, none, second, second]})
     assert usual_answers(records, ["a", "b"]) == {
         "a": {"answer": "it is answer1", "share": 0.75},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -36,6 +37,48 @@ def test_rows_from_every_kind_of_file(tmp_path):
         read_rows([{"text": "a"}, 7])
     with pytest.raises(TypeError, match="data must be a path, a name or rows, got int"):
         read_rows(7)
+
+
+def test_tabs_and_newline_delimited_json(tmp_path):
+    (tmp_path / "a.tsv").write_text('Prompt\tcompletion\nwhat, is it?\t"a\ttab"\n')
+    assert read_rows(tmp_path / "a.tsv") == [{"prompt": "what, is it?", "completion": "a\ttab"}]
+    (tmp_path / "a.TSV").write_text("a\tb\n1\n")
+    with pytest.raises(ValueError, match=r"a\.TSV, line 2: 1 cells under 2 columns"):
+        read_rows(tmp_path / "a.TSV")
+    (tmp_path / "b.tsv").write_text('a\tb\n"1\t2\n')
+    with pytest.raises(ValueError, match=r"b\.tsv, line 2: not TSV"):
+        read_rows(tmp_path / "b.tsv")
+    (tmp_path / "a.ndjson").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    assert [row["prompt"] for row in read_rows(tmp_path / "a.ndjson")] == ["a", "c"]
+    (tmp_path / "windows.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    assert read_rows(tmp_path / "windows.txt") == [{"text": "one\ntwo\nthree\n"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", b"PAR1\x15\x04", r"a Parquet file, .*pandas\.read_parquet\('.*a\.parquet'\)\.to_json"),
+        ("a.jsonl.gz", gzip.compress(b"{}"), "a gzip file, .*gunzip -k .*a.jsonl.gz"),
+        ("a.jsonl", gzip.compress(b"{}"), "a gzip file"),  # whatever its name is
+        ("a.zst", b"\x28\xb5\x2f\xfd\x00", "a Zstandard file, .*unzstd"),
+        ("a.xlsx", b"PK\x03\x04", "a zip or Excel file, .*save the sheet as CSV"),
+        ("a.csv", "prompt,completion\na,caf\xe9\n".encode("latin-1"),
+         r"line 2 has byte 0xe9, .*not UTF-8 \(is the file Latin-1\?\): .*iconv -f ISO-8859-1 -t utf-8"),
+        ("a.txt", "caf\xe9".encode("utf-16"), r"line 1 has byte 0xff, .*UTF-16\?\): .*iconv -f UTF-16 -t utf-8"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_text_say_what_to_do(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    for read in (read_rows, read_examples):
+        with pytest.raises(ValueError, match=words) as error:
+            read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no/such.parquet", "no/such.ndjson", "no/such.tsv", "no/such.GZ"])
+def test_a_missing_file_is_not_taken_for_a_data_set(name):
+    with pytest.raises(ValueError, match=f"{name} is not a file$"):
+        read_rows(name)
 
 
 PUBLIC = {

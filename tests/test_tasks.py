@@ -11,7 +11,7 @@ from tiny import tiny_llama
 from svdecode.data.examples import read_examples
 from svdecode.data.sources import read_rows
 from svdecode.evaluation.run import evaluate
-from svdecode.evaluation.tasks import TASKS, find_task
+from svdecode.evaluation.tasks import TASKS, exact_match, find_task
 from svdecode.evaluation.tasks.commonsense import extract, grade_choices, grade_text
 from svdecode.evaluation.tasks.truthfulqa_mc import grade
 
@@ -123,6 +123,47 @@ def test_prompts_are_those_of_the_warm_start(tmp_path):
     assert [(q.prompt, q.completion) for q in tested] == [(e["prompt"], e["completion"]) for e in trained]
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Paris", 1.0),
+        ("\n  paris. \nIt lies on the Seine.", 1.0),
+        ("PARIS!", 1.0),
+        ("Paris it is", 0.0),
+        ("It is\nParis", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_exact_match_takes_the_first_line_but_for_case_and_outer_punctuation(text, right):
+    (question,) = find_task("exact_match").questions([{"prompt": "Capital?", "completion": " Paris"}], None)
+    assert (question.prompt, question.completion) == ("Capital?", " Paris")
+    assert exact_match.grade(question, text) == {"exact match": right}
+
+
+def test_exact_match_reads_what_a_warm_start_reads():
+    task = find_task("exact_match")
+    rows = [{"instruction": "Capital?", "output": "Paris", "answer": "x"}]
+    assert task.questions(rows, None)[0].prompt == "Capital?\n"
+    with pytest.raises(ValueError, match="data for exact_match need prompt and completion, got text"):
+        task.questions([{"text": "Paris"}], None)
+    with pytest.raises(ValueError, match="data for exact_match, row 2: no 'completion'"):
+        task.questions([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}], None)
+
+
+def test_exact_match_of_a_models_own_answers():
+    """Completions made of what the model says: all are right, and none once they are changed."""
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    rows = [{"prompt": f"what is w{i} ?", "completion": "w1"} for i in range(4)]
+    settings = {"max_new_tokens": 3, "progress": False}
+    said = evaluate("exact_match", rows, model, tokenizer, **settings).records
+    rows = [{**one, "completion": r["answers"]["pre-trained"].upper() + "."} for one, r in zip(rows, said, strict=True)]
+    report = evaluate("exact_match", rows, model, tokenizer, **settings)
+    assert report.results["exact match"]["pre-trained"]["mean"] == 1.0
+    rows = [{**one, "completion": f"no {one['completion']}"} for one in rows]
+    report = evaluate("exact_match", rows, model, tokenizer, **settings)
+    assert report.results["exact match"]["pre-trained"]["mean"] == 0.0
+
+
 def test_sets_that_nobody_has_seen():
     """Other labels, other columns in between, other sizes: no change of code."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
@@ -140,7 +181,8 @@ def test_sets_that_nobody_has_seen():
 
 def test_registry():
     names = (
-        "truthfulqa_mc truthfulqa_gen boolq piqa social_i_qa hellaswag winogrande arc_easy arc_challenge openbookqa nll"
+        "truthfulqa_mc truthfulqa_gen boolq piqa social_i_qa hellaswag winogrande arc_easy arc_challenge openbookqa "
+        "exact_match nll"
     )
     assert set(TASKS) == set(names.split())
     assert all(find_task(name).name == name for name in TASKS)

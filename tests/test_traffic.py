@@ -13,16 +13,27 @@ import svdecode
 if torch.cuda.is_available():
     pytest.skip("the counter sits in the interpreter", allow_module_level=True)
 pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("bench", "docs")]
 import traffic
+import traffic_table
 
 VOCABULARY = 128_256
 
 
 @pytest.fixture(scope="module")
-def table():
+def measured():
     with svdecode.use_backend("triton"):
-        return {(row["rows"], row["operator"]): row["ratio"] for row in traffic.measure(VOCABULARY)}
+        return traffic.measure(VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def table(measured):
+    return {(row["rows"], row["operator"]): row["ratio"] for row in measured}
+
+
+def test_the_page_has_these_figures(measured):
+    """docs/kernels.md is up to date: `python docs/traffic_table.py` writes it."""
+    assert traffic_table.written(traffic_table.PAGE.read_text()) == traffic_table.table(measured)
 
 
 def test_peaked_rows_are_read_once_and_written_once(table):

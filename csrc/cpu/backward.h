@@ -1,7 +1,7 @@
-// Gradients of all operators on a CPU; the equations are in kernels/backward.py and svdecode/reference_backward.py.
+// Gradients of all operators on a CPU; the equations are in kernels/backward.py and svdecode/ops/reference_backward.py.
 //
-// A token's p, c, delta and zs come again from its logits and the row's saved numbers. h = dL/dzs, u = dL/ddelta and w = dL/dp of
-// a tile are made first, by whichever operator is differentiated; what follows is the same for all.
+// A token's p, c, delta and zs come again from its logits and the row's saved numbers. h = dL/dzs, u = dL/ddelta and w = dL/dp
+// of a tile are made first, by whichever operator is differentiated; what follows is the same for all.
 #pragma once
 
 #include "tile.h"
@@ -28,8 +28,7 @@ struct DeltaSums {
 
 class BackwardRow {
  public:
-  BackwardRow(const BackwardArguments& arguments, int64_t row)
-      : g_(arguments), row_(row), pair_(arguments.rows, row) {
+  BackwardRow(const BackwardArguments& arguments, int64_t row) : g_(arguments), row_(row), pair_(arguments.rows, row) {
     const float* saved = g_.saved + SAVED_FIELDS * row;
     values_ = {saved[SAVED_MAXIMUM], saved[SAVED_TOTAL], saved[SAVED_PRE_TOP], saved[SAVED_CENTRE], saved[SAVED_TOTAL] > 0.0f};
     threshold_ = values_.max + g_.settings.log_alpha;
@@ -125,7 +124,8 @@ class BackwardRow {
     g_.mu_grad_out[row_] = g_.own_strength ? 0.0f : grad_mu;
   }
 
-  // (normaliser of zs at a strength, whether the label is reachable): lse(zs) = NLL + zs of the label; an NLL of +inf is a constant.
+  // (normaliser of zs at a strength, whether the label is reachable): lse(zs) = NLL + zs of the label; an NLL of +inf is a
+  // constant.
   float nll_normaliser(int64_t m, float mu, float shift, bool& reachable) const {
     const float label_zs = steered(label_.u, label_.delta, label_z_ >= threshold_, mu, shift);
     reachable = label_in_range_ && label_zs > -INFINITE;
@@ -156,7 +156,7 @@ class BackwardRow {
 
   // h, u and w of a tile.
   void upstream(const Tile& tile, Upstream& up) {
-    float *__restrict__ h = up.h, *__restrict__ u = up.u, *__restrict__ w = up.w;
+    float* __restrict__ h = up.h, * __restrict__ u = up.u, * __restrict__ w = up.w;
     const float* __restrict__ z = tile.z;
     const float* __restrict__ a = tile.a;
     // Copies: what is written in a loop might be a member of this, as far as the compiler knows.
@@ -224,8 +224,8 @@ class BackwardRow {
     u[label] -= mu * grad;
   }
 
-  // w + [u c] of a token, dL/dc being u p or u, as delta is p c or c; u and w count on K, and u only where delta is not a constant 0. Values in, values out: a
-  // reference to a variable of a loop keeps it from being vectorised.
+  // w + [u c] of a token, dL/dc being u p or u, as delta is p c or c; u and w count on K, and u only where delta is not a
+  // constant 0. Values in, values out: a reference to a variable of a loop keeps it from being vectorised.
   static SVDECODE_FUNCTION float grad_p(float c, float u, float w, bool kl_direction) {
     return w + (kl_direction ? 1.0f : 0.0f) * u * c;
   }

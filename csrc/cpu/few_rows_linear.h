@@ -2,7 +2,8 @@
 //
 // A matrix product made for many rows packs the weights first, which is as long again as reading them. Here OUTPUTS rows of the
 // weights meet all rows of x while they are in the first caches, and the blocks of rows share the work of fetching the next
-// OUTPUTS meanwhile: memory is never idle, up to as many rows as there is time for. A row's result does not depend on the others.
+// OUTPUTS meanwhile: memory is never idle, up to as many rows as there is time for. A row's result does not depend on the
+// others.
 #pragma once
 
 #include "convert.h"
@@ -29,13 +30,12 @@ SVDECODE_FUNCTION Floats lanes(const uint16_t* from) {
 SVDECODE_FUNCTION float number(float x) { return x; }
 SVDECODE_FUNCTION float number(uint16_t x) { return from_bfloat16(x); }
 
-SVDECODE_FUNCTION float sum_of(const Floats& x) {
-  return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
-}
+SVDECODE_FUNCTION float sum_of(const Floats& x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
 // R rows of x times O rows of the weights; meanwhile the cache is asked for every `stride` bytes from `ahead`.
 template <int R, int O, class Weight>
-SVDECODE_FUNCTION void block(const float* x, const Weight* weight, int64_t inner, uintptr_t ahead, int64_t stride, float* tile) {
+SVDECODE_FUNCTION void block(const float* x, const Weight* weight, int64_t inner, uintptr_t ahead, int64_t stride,
+                             float* tile) {
   Floats sums[R][O] = {};
   int64_t k = 0;
 #pragma GCC unroll 1  // unrolled by -funroll-loops, a sum leaves its register: 74 instead of 59 ms for 16 rows of SmolLM2
@@ -61,17 +61,24 @@ SVDECODE_FUNCTION void block(const float* x, const Weight* weight, int64_t inner
 
 // `next` are the weights that come after these, as large in bytes as `bytes`.
 template <int O, class Weight>
-SVDECODE_FUNCTION void all_rows(const float* x, int64_t rows, const Weight* weight, int64_t inner, const void* next, int64_t bytes,
-                                float* tile) {
+SVDECODE_FUNCTION void all_rows(const float* x, int64_t rows, const Weight* weight, int64_t inner, const void* next,
+                                int64_t bytes, float* tile) {
   const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, steps = inner / LANES;
   const int64_t share = bytes / blocks, stride = steps ? share / steps : 0;
   uintptr_t ahead = reinterpret_cast<uintptr_t>(next);
   for (; rows > 0; rows -= BLOCK_ROWS, ahead += share) {
     switch (rows) {
-      case 1: block<1, O>(x, weight, inner, ahead, stride, tile); break;
-      case 2: block<2, O>(x, weight, inner, ahead, stride, tile); break;
-      case 3: block<3, O>(x, weight, inner, ahead, stride, tile); break;
-      default: block<BLOCK_ROWS, O>(x, weight, inner, ahead, stride, tile);
+      case 1:
+        block<1, O>(x, weight, inner, ahead, stride, tile);
+        break;
+      case 2:
+        block<2, O>(x, weight, inner, ahead, stride, tile);
+        break;
+      case 3:
+        block<3, O>(x, weight, inner, ahead, stride, tile);
+        break;
+      default:
+        block<BLOCK_ROWS, O>(x, weight, inner, ahead, stride, tile);
     }
     x += BLOCK_ROWS * inner;
     tile += BLOCK_ROWS * TILE_OUTPUTS;
@@ -85,7 +92,8 @@ SVDECODE_FUNCTION void all_rows(const float* x, int64_t rows, const float* weigh
 
 // bfloat16 weights are converted once where several blocks of rows will meet them.
 template <int O>
-SVDECODE_FUNCTION void all_rows(const float* x, int64_t rows, const uint16_t* weight, int64_t inner, float* buffer, float* tile) {
+SVDECODE_FUNCTION void all_rows(const float* x, int64_t rows, const uint16_t* weight, int64_t inner, float* buffer,
+                                float* tile) {
   const uint16_t* next = weight + O * inner;
   if (rows <= BLOCK_ROWS) return all_rows<O>(x, rows, weight, inner, next, O * inner * 2, tile);
 #pragma omp simd

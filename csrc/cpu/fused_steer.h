@@ -46,8 +46,8 @@ class SteerRow {
     streamed_ ? stream(out, pair_.count(tile), -INFINITE) : fill(out, pair_.count(tile), -INFINITE);
   }
 
-  // With a penalty of -inf, a tile that cannot hold a kept token (its maximum is below what this thread has seen) is filled here,
-  // while the next tile is on its way.
+  // With a penalty of -inf, a tile that cannot hold a kept token (its maximum is below what this thread has seen) is filled
+  // here, while the next tile is on its way.
   template <bool WITH_KL>
   Statistics statistics(const Workers& workers) {
     workers.tiles(pair_.tiles(), pair_.tiles(), [&](int64_t begin, int64_t end) {
@@ -92,9 +92,8 @@ class SteerRow {
   void write_moments() {
     const int64_t label = g_.labels[row_];
     const bool ignored = label == IGNORE_INDEX;
-    const Moments m = label_moments(
-        all_, values_, pair_.z(label), pair_.a(label), threshold_, pair_.holds(label), ignored ? 0.0f : NOT_A_NUMBER,
-        g_.settings.kl_direction);
+    const Moments m = label_moments(all_, values_, pair_.z(label), pair_.a(label), threshold_, pair_.holds(label),
+                                    ignored ? 0.0f : NOT_A_NUMBER, g_.settings.kl_direction);
     const float mu_star = optimal_mu(m, ignored, g_.settings.eps);
     mean_ = m.mean;
     g_.mu_star_out[row_] = mu_star;
@@ -114,8 +113,8 @@ class SteerRow {
           const Tile tile = pair_.load(t, buffers);
           if (drop()) fill(out, tile.count, -INFINITE);
           for_blocks(tile, threshold_, drop(), [&](int first, int count) {
-            steered_block(
-                tile, first, count, values_, threshold_, mu_, shift, normaliser, g_.settings.kl_direction, out + first);
+            steered_block(tile, first, count, values_, threshold_, mu_, shift, normaliser, g_.settings.kl_direction,
+                          out + first);
           });
         } else if (!drop()) {
           write_shifted(pair_.load_ft(t, buffers), pair_.count(t), shift, normaliser, out);

@@ -52,9 +52,8 @@ inline void count_kept(KeptSums& sums, const Tile& tile, float threshold) {
 }
 
 // zs - base of a block, zs relative to the row's maximum.
-inline void steered_block(
-    const Tile& tile, int begin, int count, const Row& row, float threshold, float mu, float shift, float base,
-    bool kl_direction, float* __restrict__ out) {
+inline void steered_block(const Tile& tile, int begin, int count, const Row& row, float threshold, float mu, float shift,
+                          float base, bool kl_direction, float* __restrict__ out) {
   const float* __restrict__ z = tile.z + begin;
   const float* __restrict__ a = tile.a + begin;
 #pragma omp simd
@@ -74,8 +73,8 @@ inline void add_block_total(float& max, float& total, const float* __restrict__ 
   add_totals(max, total, block_max, block_total);
 }
 
-inline void add_steered(
-    KeptSums& sums, const Tile& tile, const Row& row, float threshold, float mu, float shift, bool kl_direction) {
+inline void add_steered(KeptSums& sums, const Tile& tile, const Row& row, float threshold, float mu, float shift,
+                        bool kl_direction) {
   for_blocks(tile, threshold, shift == -INFINITE, [&](int begin, int count) {
     alignas(64) float zs[BLOCK];
     steered_block(tile, begin, count, row, threshold, mu, shift, 0.0f, kl_direction, zs);

@@ -1,8 +1,8 @@
-// steer_sample on a CPU: one token a row, no sort, nothing of size V.
+// steer_sample on a CPU: one token per row, no sort, nothing of size V.
 //
-// Greedy takes the best kept token (of all tokens with a finite penalty). A draw inverts the cumulative distribution at the row's
-// uniform number. top_k and top_p are limits on the cost max(zs) - zs >= 0 of a token, as in kernels/steer_sample.py. The tokens
-// that can be drawn are gathered once if there are few, which is nearly always, and else computed again on every walk.
+// Greedy takes the best kept token (of all tokens with a finite penalty). A draw inverts the cumulative distribution at the
+// row's uniform number. top_k and top_p are limits on the cost max(zs) - zs >= 0 of a token, as in kernels/steer_sample.py. The
+// tokens that can be drawn are gathered once if there are few, which is nearly always, and else computed again on every walk.
 #pragma once
 
 #include "steered_row.h"

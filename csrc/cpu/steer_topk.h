@@ -1,7 +1,7 @@
 // steer_topk on a CPU: the k best tokens of a row, nothing of size V.
 //
-// The best found so far are a heap in the results themselves, the worst of them first. Tokens come in their order, so one that ties
-// with the worst is never better; tiles whose best token is not better than the worst are left out.
+// The best found so far are a heap in the results themselves, the worst of them first. Tokens come in their order, so one that
+// ties with the worst is never better; tiles whose best token is not better than the worst are left out.
 #pragma once
 
 #include "steered_row.h"

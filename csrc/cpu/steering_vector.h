@@ -28,7 +28,8 @@ inline void steering_vector(const VectorArguments& g, ParallelFor parallel_for, 
         const Row row = values;
 #pragma omp simd
         for (int i = 0; i < tile.count; ++i) {
-          const float kept = tile.z[i] >= threshold ? 1.0f : 0.0f;  // a factor: a branch would keep the loop from being vectorised
+          const float kept =
+              tile.z[i] >= threshold ? 1.0f : 0.0f;  // a factor: a branch would keep the loop from being vectorised
           delta[i] = kept * steering(tile.z[i], tile.a[i], row, kl_direction).delta;
         }
       }

@@ -1,8 +1,8 @@
 // Rows, tiles and threads of the CPU operators.
 //
-// A row is cut into tiles of TILE tokens. All sums are kept per tile and merged in the order of the tiles, so a row's result does
-// not depend on how tiles and rows are shared out among threads. A tile of both inputs is 16 KB in fp32 and stays in the L1 cache
-// while its loops run over it; bf16 and fp16 are converted into a buffer once. Loops are plain and marked `omp simd`.
+// A row is cut into tiles of TILE tokens. All sums are kept per tile and merged in the order of the tiles, so a row's result
+// does not depend on how tiles and rows are shared out among threads. A tile of both inputs is 16 KB in fp32 and stays in the
+// L1 cache while its loops run over it; bf16 and fp16 are converted into a buffer once. Loops are plain and marked `omp simd`.
 #pragma once
 
 #include "../arguments.h"
@@ -14,8 +14,8 @@
 namespace svdecode {
 namespace SVDECODE_TARGET {
 
-constexpr int BLOCK = 64;               // unit inside a tile that is skipped where it holds no kept token
-constexpr int CHUNK = 256;              // unit of prefetching
+constexpr int BLOCK = 64;                       // unit inside a tile that is skipped where it holds no kept token
+constexpr int CHUNK = 256;                      // unit of prefetching
 constexpr int64_t STREAMED = int64_t{1} << 20;  // output of more tokens than this goes around the caches
 
 struct Buffers {
@@ -53,12 +53,12 @@ class RowPair {
     return svdecode::SVDECODE_TARGET::load(ft_, rows_.ft.dtype, begin(tile), count(tile), buffers.z);
   }
   bool holds(int64_t token) const { return token >= 0 && token < rows_.vocabulary; }
-  // Of a token outside the vocabulary -inf, without an access.
+  // -inf for a token outside the vocabulary, which is not read.
   float z(int64_t token) const { return holds(token) ? load_one(ft_, rows_.ft.dtype, token) : -INFINITE; }
   float a(int64_t token) const { return holds(token) ? load_one(pre_, rows_.pre.dtype, token) : -INFINITE; }
 
-  // Ask for CHUNK tokens ahead of time, a line of one row after a line of the other. Always inlined: as a function of its own it has no
-  // effect that GCC knows of, and its calls were deleted.
+  // Ask for CHUNK tokens ahead of time, a line of one row after a line of the other. Always inlined: as a function of its own
+  // it has no effect that GCC knows of, and its calls were deleted.
   SVDECODE_FUNCTION void prefetch(int64_t token) const {
     if (token + CHUNK > rows_.vocabulary) return;
     const int pre_size = element_size(rows_.pre.dtype), ft_size = element_size(rows_.ft.dtype);

@@ -19,7 +19,7 @@ namespace cuda {
 
 constexpr int WARP = 32;
 constexpr int THREADS = 256;
-constexpr int PER_THREAD = 8;               // 16 bytes of bf16, twice 16 of fp32: full-width loads, few registers
+constexpr int PER_THREAD = 8;                // 16 bytes of bf16, twice 16 of fp32: full-width loads, few registers
 constexpr int SPLIT = THREADS * PER_THREAD;  // tokens of a block; depends on nothing, so neither do the sums' orders
 
 struct Sum {

@@ -1,8 +1,9 @@
 // fused_steer and optimal_strength on a GPU.
 //
-// One launch (steer_kernel) where K is a handful of tokens: every block reads its split once, fills its output with -inf, and the
-// last block of a row to arrive finishes the row from the splits that hold kept tokens. Several launches (statistics, moments where
-// there are labels, normaliser, output) where all tokens have an output, so that no block works alone. Both call the same functions of row.h in the same order.
+// One launch (steer_kernel) where K is a handful of tokens: every block reads its split once, fills its output with -inf, and
+// the last block of a row to arrive finishes the row from the splits that hold kept tokens. Several launches (statistics,
+// moments where there are labels, normaliser, output) where all tokens have an output, so that no block works alone. Both call
+// the same functions of row.h in the same order.
 #include "scratch.h"
 
 namespace svdecode {
@@ -28,8 +29,7 @@ struct Merged {
   Moments moments;
 };
 
-__device__ void merge_row(
-    const SteerArguments& g, int row, const RowScratch& scratch, int count, Shared& shared, Merged& m) {
+__device__ void merge_row(const SteerArguments& g, int row, const RowScratch& scratch, int count, Shared& shared, Merged& m) {
   const Statistics statistics = merge_splits(scratch.splits, count, g.kl_out != nullptr, shared);
   if (threadIdx.x == 0) {
     m.statistics = statistics;
@@ -42,28 +42,27 @@ __device__ void merge_row(
 }
 
 // The moments of a row with a label, and its own mu from them; the kept sums are there.
-__device__ void add_moments(
-    const SteerArguments& g, int row, const RowScratch& scratch, int count, const RowInputs& in, Merged& m, Shared& shared) {
+__device__ void add_moments(const SteerArguments& g, int row, const RowScratch& scratch, int count, const RowInputs& in,
+                            Merged& m, Shared& shared) {
   const KeptSums sums = merge_kept(scratch, count, m.row, m.threshold, -INFINITE, shared);
   if (threadIdx.x == 0) {
     const int64_t label = g.labels[row];
     const bool in_range = label >= 0 && label < g.rows.vocabulary, ignored = label == IGNORE_INDEX;
     const float z = in_range ? load_one(in.ft, label) : -INFINITE, a = in_range ? load_one(in.pre, label) : -INFINITE;
-    m.moments = label_moments(
-        sums, m.row, z, a, m.threshold, in_range, ignored ? 0.0f : NOT_A_NUMBER, g.settings.kl_direction);
+    m.moments = label_moments(sums, m.row, z, a, m.threshold, in_range, ignored ? 0.0f : NOT_A_NUMBER, g.settings.kl_direction);
     if (g.source == Strength::own) m.mu = optimal_mu(m.moments, ignored, g.settings.eps);
   }
   __syncthreads();
 }
 
-__device__ void moments_of(
-    const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m, Shared& shared) {
+__device__ void moments_of(const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m,
+                           Shared& shared) {
   const KeptSums sums = split_moments(in, split, m.row, m.threshold, g.settings.kl_direction, shared);
   if (threadIdx.x == 0) scratch.kept[split] = sums;
 }
 
-__device__ void normaliser_of(
-    const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split, const Merged& m, Shared& shared) {
+__device__ void normaliser_of(const SteerArguments& g, const RowInputs& in, const RowScratch& scratch, int split,
+                              const Merged& m, Shared& shared) {
   const float shift = shift_outside(m.mu, g.settings.penalty);
   const KeptSums sums = split_steered(in, split, m.row, m.threshold, m.mu, shift, g.settings.kl_direction, shared);
   if (threadIdx.x != 0) return;
@@ -73,8 +72,8 @@ __device__ void normaliser_of(
   kept.steered_total = sums.steered_total;
 }
 
-__device__ void write_split(
-    const SteerArguments& g, int row, const RowInputs& in, int split, bool kept, const Merged& m, float normaliser) {
+__device__ void write_split(const SteerArguments& g, int row, const RowInputs& in, int split, bool kept, const Merged& m,
+                            float normaliser) {
   const float shift = shift_outside(m.mu, g.settings.penalty);
   if (!kept && drops(g)) return fill_split(g, row, split, -INFINITE);
   float z[PER_THREAD];

@@ -1,7 +1,7 @@
 // What the CUDA kernels do with a split of a row, and with a row: statistics, their merge, kept sums, log-probs.
 //
-// Every function here is called by all threads of a block. A split's numbers depend on its tokens alone and are merged in a fixed
-// order, so one launch or three, alone or in a batch, a row's results are bitwise the same.
+// Every function here is called by all threads of a block. A split's numbers depend on its tokens alone and are merged in a
+// fixed order, so one launch or three, alone or in a batch, a row's results are bitwise the same.
 #pragma once
 
 #include "block.h"
@@ -106,8 +106,8 @@ __device__ inline Statistics merge_splits(const Statistics* splits, int count, b
 }
 
 // The moment sums over the kept tokens of a split that holds one.
-__device__ inline KeptSums split_moments(
-    const RowInputs& in, int split, const Row& row, float threshold, bool kl_direction, Shared& shared) {
+__device__ inline KeptSums split_moments(const RowInputs& in, int split, const Row& row, float threshold, bool kl_direction,
+                                         Shared& shared) {
   float z[PER_THREAD], a[PER_THREAD];
   load(in.ft, first_token(split), in.vocabulary, z);
   load(in.pre, first_token(split), in.vocabulary, a);
@@ -135,8 +135,8 @@ __device__ inline KeptSums split_moments(
 }
 
 // The count of the kept tokens of such a split, and its part of the steered normaliser.
-__device__ inline KeptSums split_steered(
-    const RowInputs& in, int split, const Row& row, float threshold, float mu, float shift, bool kl_direction, Shared& shared) {
+__device__ inline KeptSums split_steered(const RowInputs& in, int split, const Row& row, float threshold, float mu, float shift,
+                                         bool kl_direction, Shared& shared) {
   float z[PER_THREAD], a[PER_THREAD];
   load(in.ft, first_token(split), in.vocabulary, z);
   load(in.pre, first_token(split), in.vocabulary, a);
@@ -170,8 +170,8 @@ __device__ inline KeptSums outside_split(const Statistics& split, const Row& row
   return sums;
 }
 
-__device__ inline KeptSums merge_kept(
-    const RowScratch& scratch, int count, const Row& row, float threshold, float shift, Shared& shared) {
+__device__ inline KeptSums merge_kept(const RowScratch& scratch, int count, const Row& row, float threshold, float shift,
+                                      Shared& shared) {
   KeptSums own;
   for (int i = threadIdx.x; i < count; i += THREADS) {
     add(own, scratch.splits[i].max >= threshold ? scratch.kept[i] : outside_split(scratch.splits[i], row, shift));

@@ -1,4 +1,4 @@
-// The scratch of a call: an arrival counter a row, then the statistics and the kept sums of every split.
+// The scratch of a call: an arrival counter per row, then the statistics and the kept sums of every split.
 #pragma once
 
 #include <stdexcept>
@@ -47,8 +47,8 @@ void launch(void (*kernel)(Arguments, Scratch), const Arguments& arguments, cons
   Arguments g = arguments;
   Scratch s = scratch;
   void* values[] = {&g, &s};
-  check(cudaLaunchKernel(
-      reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)), dim3(THREADS), values, 0, stream));
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)), dim3(THREADS), values, 0,
+                         stream));
 #endif
 }
 

@@ -1,8 +1,8 @@
-// steer_sample on a GPU: one launch, one token a row, no sort, nothing of size V.
+// steer_sample on a GPU: one launch, one token per row, no sort, nothing of size V.
 //
-// Every block reads its split once; the last block of a row draws. The tokens that can be drawn are gathered in shared memory, in
-// their order, and then sit in registers while top_k and top_p, limits on the cost max(zs) - zs of a token, are found by bisection
-// on the bits of a float. If there are more than SPLIT of them, each step walks over the splits again.
+// Every block reads its split once; the last block of a row draws. The tokens that can be drawn are gathered in shared memory,
+// in their order, and then sit in registers while top_k and top_p, limits on the cost max(zs) - zs of a token, are found by
+// bisection on the bits of a float. If there are more than SPLIT of them, each step walks over the splits again.
 #include "scratch.h"
 #include "steered_row.h"
 
@@ -24,7 +24,8 @@ struct Draw : SteeredRow {
 };
 
 // Maximum, normaliser and best token of the row, and the tokens that can be drawn while there is room for them.
-__device__ void gather(const SampleArguments& g, const RowInputs& in, const Statistics* splits, int count, Draw& d, Shared& shared) {
+__device__ void gather(const SampleArguments& g, const RowInputs& in, const Statistics* splits, int count, Draw& d,
+                       Shared& shared) {
   float max = -INFINITE, total = 0.0f;
   int best = NO_TOKEN, gathered = 0;
   for (int split = 0; split < count; ++split) {

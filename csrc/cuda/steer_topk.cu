@@ -1,7 +1,8 @@
 // steer_topk on a GPU: one launch, the k best tokens of a row, no sort, nothing of size V.
 //
-// Every block reads its split once; the last block of a row finds the best token of each split that can have one. Then, k times, the
-// best of them is taken and replaced by the next one of its split, which is read again: 16 KB from the cache a token.
+// Every block reads its split once; the last block of a row finds the best token of each split that can have one. Then, k
+// times, the best of them is taken and replaced by the next one of its split, which is read again: 16 KB from the cache a
+// token.
 #include "scratch.h"
 #include "steered_row.h"
 
@@ -26,8 +27,8 @@ __global__ void __launch_bounds__(THREADS, 4) topk_kernel(TopkArguments g, Scrat
   Best* bests = reinterpret_cast<Best*>(own.kept);
   float max = -INFINITE, total = 0.0f;
   bool sound = false, goes_on = false;
-  // The first steps find the best token of each split, and g.k more take the best of these. One loop, so that there is one copy of
-  // the scan in it: zs of a token must come out the same each time, or a token could be taken twice.
+  // The first steps find the best token of each split, and g.k more take the best of these. One loop, so that there is one copy
+  // of the scan in it: zs of a token must come out the same each time, or a token could be taken twice.
   for (int64_t step = steered.row.valid ? 0 : at.splits; step < at.splits + g.k; ++step) {
     int split = static_cast<int>(step);
     Best last = {INFINITE, -1};  // what comes before all tokens

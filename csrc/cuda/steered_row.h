@@ -12,8 +12,8 @@ struct SteeredRow {
 };
 
 // Merge the splits of a row into `steered`, in shared memory, by all threads of the block that is the last of the row.
-__device__ inline void merge_steered(
-    const Statistics* splits, int count, const Settings& settings, float mu, SteeredRow& steered, Shared& shared) {
+__device__ inline void merge_steered(const Statistics* splits, int count, const Settings& settings, float mu,
+                                     SteeredRow& steered, Shared& shared) {
   const Statistics merged = merge_splits(splits, count, false, shared);
   if (threadIdx.x == 0) {
     steered.row = finalise(merged);
@@ -25,8 +25,8 @@ __device__ inline void merge_steered(
 }
 
 // zs of the tokens of a thread, relative to the row's maximum, -inf where there is none.
-__device__ inline void steered_tokens(
-    const RowInputs& in, int split, const SteeredRow& s, bool kl_direction, float (&zs)[PER_THREAD]) {
+__device__ inline void steered_tokens(const RowInputs& in, int split, const SteeredRow& s, bool kl_direction,
+                                      float (&zs)[PER_THREAD]) {
   float a[PER_THREAD];
   load(in.ft, first_token(split), in.vocabulary, zs);
   load(in.pre, first_token(split), in.vocabulary, a);

@@ -1,9 +1,9 @@
 // Enough of CUDA to run the kernels of csrc/cuda on the host, compiled by g++: a test bed, not a fast path.
 //
-// Blocks run one after another, forwards, backwards or shuffled (SVDECODE_EMULATION_ORDER=forward|reverse|random), so a result that
-// depends on their order shows. The threads of a block are fibers that run until they meet a barrier or a warp shuffle, and warps run
-// ahead of one another as far as barriers let them, so a missing barrier shows as a wrong number. Threads that wait at different barriers, or at
-// one that others have left the kernel without, abort the process with a message.
+// Blocks run one after another, forwards, backwards or shuffled (SVDECODE_EMULATION_ORDER=forward|reverse|random), so a result
+// that depends on their order shows. The threads of a block are fibers that run until they meet a barrier or a warp shuffle,
+// and warps run ahead of one another as far as barriers let them, so a missing barrier shows as a wrong number. Threads that
+// wait at different barriers, or at one that others have left the kernel without, abort the process with a message.
 #pragma once
 
 #include <setjmp.h>
@@ -75,8 +75,8 @@ class Block {
       fibers_[t].started = false;
       fibers_[t].parity = 0;
     }
-    // A warp runs ahead as far as it can, to the next block barrier, before another starts: what it then overwrites too early, or
-    // the other reads too early, shows. Which warp is first changes from barrier to barrier.
+    // A warp runs ahead as far as it can, to the next block barrier, before another starts: what it then overwrites too early,
+    // or the other reads too early, shows. Which warp is first changes from barrier to barrier.
     const int warps = threads / WARP;
     for (unsigned round = 0;; ++round) {
       for (int i = 0; i < warps; ++i) {

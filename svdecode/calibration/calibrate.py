@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,14 +59,16 @@ def calibrate(
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     validation.check_settings(alpha, direction)
-    models = dict(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
-    chosen = {}
+    models: dict[str, Any] = dict(
+        pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
+    )
+    chosen: dict[str, Any] = {}
     if select is not None:
         found = select_settings(model, data, select, seed=seed, progress=progress, **models)
         best = found["best"]
         alpha, direction = best["alpha"], best["direction"]
         chosen = {"selected": best["mu"], "penalty": best["penalty"], "selection": found}
-    settings = dict(alpha=alpha, direction=direction, **models)
+    settings: dict[str, Any] = dict(alpha=alpha, direction=direction, **models)
     seen = collect(model, data, progress="calibrate" if progress else None, **settings)
     other = None
     if held_out is not None:

@@ -1,6 +1,6 @@
 """Token statistics of a whole data set: a stream of batches, shared by all processes, in bounded memory.
 
-Texts are read a window of batches at a time (`data/batches.py`). Of a batch only its statistics are kept
+Texts are read a window of batches at a time (`data/batches.py`). Only the statistics of a batch are kept
 (`strength/token_statistics.py` states their size). The data need no length.
 """
 
@@ -32,7 +32,7 @@ class Collected(NamedTuple):
 
     tokens: TokenStatistics
     sha256: str
-    """Of each sequence's token ids and labels, in order: the same for every batch size, padding and number of processes."""
+    """Of the token ids and labels of each sequence, in order; independent of batch size, padding and processes."""
 
 
 def collect_tokens(
@@ -93,16 +93,20 @@ def collect(
             parts.append((part, _digests(batch)))
             seen += len(part)
             bar.set_postfix_str(f"{seen} tokens, {seen / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
-    return _joined(parts, seen, name)
+    return _joined(parts, seen, name, max_length)
 
 
-def _joined(parts: list[tuple[TokenStatistics, bytes]], seen: int, name: str) -> Collected:
+def _joined(parts: list[tuple[TokenStatistics, bytes]], seen: int, name: str, max_length: int | None) -> Collected:
     """All processes' parts, batch after batch, then example after example."""
     try:
         expected = int(total(torch.tensor(seen, device=_collective_device())))
         parts = gather(parts)
     except RuntimeError as error:
         raise RuntimeError(f"a process of this run is gone, its share of {name} is lost: {error}") from error
+    if expected == 0 and max_length is not None and any(digests for _, digests in parts):
+        raise ValueError(
+            f"no example of {name} has a token of its completion within max_length={max_length}: use a larger max_length"
+        )
     if expected == 0:
         raise ValueError(f"{name} has no labelled token: it is empty, or all labels are -100")
     tokens = TokenStatistics.concatenate([part for part, _ in parts if len(part)])

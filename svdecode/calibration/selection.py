@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a metric works with."""
+    """The models and data that a metric works with."""
 
     steered: SteeredModel
     data: object
@@ -157,7 +157,7 @@ def select_settings(
     grid: Grid | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Compare the settings of a grid by a metric.
 
     Args:

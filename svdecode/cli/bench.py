@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from svdecode.cli.options import JsonOption
+from svdecode.cli.terminal import print_table
+from svdecode.common.files import to_json
 
 VOCABULARIES = (49_152, 151_936)
 MU = 0.5
 
 
 def bench(
-    rows: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8,64",
-    vocabulary: Annotated[str, typer.Option(help="Vocabulary sizes, with commas.")] = ",".join(map(str, VOCABULARIES)),
+    rows: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
+    vocabulary: Annotated[str, typer.Option(help="Vocabulary sizes, separated by commas.")] = ",".join(
+        map(str, VOCABULARIES)
+    ),
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     backend: Annotated[
-        str | None, typer.Option(help="reference, cpu, triton or cuda; left out: the one that is used.")
+        str | None, typer.Option(help="reference, cpu, triton or cuda. Default: the one that svdecode uses here.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds; all variants take turns in each.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Timed rounds. All variants take turns in each round.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """Time the operators against eager PyTorch: medians, least bytes that must move, and GB/s from those."""
+    """Time the operators and eager PyTorch on this machine.
+
+    The times are medians. GB/s counts the bytes that must move at least.
+    """
     import torch
     from tqdm import tqdm
 
@@ -51,29 +54,31 @@ def bench(
         "threads": torch.get_num_threads(), "dtype": dtype, "rounds": rounds, "results": found,
     }  # fmt: skip
     if as_json:
-        print(json.dumps(report))
+        print(to_json(report))
         return
-    table = Table(
-        "operator", "rows", "vocabulary", "ms", "eager ms", "times", "GB/s", title=f"{report['device']}, {dtype}"
-    )
-    for row in found:
-        table.add_row(
+    head = ["operator", "rows", "vocabulary", "ms", "eager ms", "times", "GB/s"]
+    table = [
+        [
             row["operator"], str(row["rows"]), f"{row['vocabulary']:,}", f"{1e3 * row['seconds']:.3f}",
             f"{1e3 * row['eager_seconds']:.3f}", f"{row['eager_seconds'] / row['seconds']:.1f}",
             f"{row['bytes'] / row['seconds'] / 1e9:.1f}",
-        )  # fmt: skip
-    Console().print(table)
+        ]
+        for row in found
+    ]  # fmt: skip
+    print_table(f"{report['device']}, {dtype}", head, table, words=("operator",))
 
 
 def _numbers(name: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"{name} must be positive integers with commas, got {text!r}")
+        raise ValueError(f"{name} must be positive integers separated by commas, got {text!r}")
     return [int(part) for part in parts]
 
 
 def _measured(pre: object, ft: object, backend: str | None, rounds: int) -> list[dict]:
     """One entry per operator: median seconds here and in eager PyTorch, and the least bytes."""
+    import statistics
+
     import torch
 
     from svdecode.ops.backends import choose, use_backend

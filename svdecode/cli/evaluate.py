@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from svdecode.cli.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet
+from svdecode.cli.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
+from svdecode.cli.terminal import print_table
 from svdecode.common.files import to_json
+from svdecode.constants import ALPHA, KL, LOG_RATIO
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from svdecode.evaluation.report import Report
+
+Rows = list[dict[str, object]]
 
 
 def evaluate(
@@ -19,15 +28,15 @@ def evaluate(
         typer.Option(
             "--task",
             help="truthfulqa_mc, truthfulqa_gen, boolq, piqa, social_i_qa, hellaswag, winogrande, arc_easy, "
-            "arc_challenge, openbookqa or nll.",
+            "arc_challenge, openbookqa, exact_match or nll.",
         ),
     ],
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
-            help="CSV, JSON, JSONL or text file, a Hugging Face data set (owner/name, owner/name:config:split), or a "
-            "task's own public data (arc_easy, arc_easy:validation); left out: those of --task.",
+            help="A .csv, .tsv, .json, .jsonl, .ndjson or text file; a Hugging Face data set (owner/name, "
+            "owner/name:config:split); or a task's own public data (arc_easy, arc_easy:validation). Default: those of --task.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -36,63 +45,88 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", help="train, calibration, test or all; left out: test where the warm start has splits."
+            "--split", help="Part of the data: train, calibration, test or all. Default: test where there are splits."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="The first so many questions alone.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder for records, table and figure; a run goes on there.")
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Take only this many questions, from the first on.")
     ] = None,
-    mu: Annotated[float | None, typer.Option(help="Strength; left out: the calibration beside the adapter.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder for records, table and figure. An interrupted run goes on there."),
+    ] = None,
+    mu: Annotated[
+        float | None, typer.Option(help="Steering strength. Default: the calibration beside the adapter.")
+    ] = None,
     estimator: Annotated[
-        list[str] | None, typer.Option(help="Compare this estimate of the calibration; repeatable; left out: all.")
+        list[str] | None,
+        typer.Option(help="Compare this estimate of the calibration. May be given several times. Default: all."),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Confidence threshold; left out: the calibration's, or 0.1.")
+        float | None, typer.Option(help=f"Confidence threshold. Default: the calibration's, else {ALPHA}.")
     ] = None,
     penalty: Annotated[
-        float | None, typer.Option(help="Left out: 0 where whole answers are scored, -inf for generation.")
+        float | None,
+        typer.Option(
+            help="Added to tokens outside the kept set. Default: 0 for given answers, -inf for generated ones."
+        ),
     ] = None,
-    score: Annotated[str | None, typer.Option(help="Commonsense tasks: generate (the default) or choices.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="For the commonsense tasks: generate or choices. Default: generate.")
+    ] = None,
     few_shot: Annotated[
         Path | None,
-        typer.Option("--few-shot", help="File with the examples of TruthfulQA's prompt; else the first rows."),
+        typer.Option("--few-shot", help="File with the examples of TruthfulQA's prompt. Default: the first rows."),
     ] = None,
     decoding: Annotated[
-        list[str] | None, typer.Option(help="greedy, beam, top-k or top-p, for generated answers; repeatable.")
+        list[str] | None,
+        typer.Option(help="For generated answers: greedy, beam, top-k or top-p. May be given several times."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Of a generated answer.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest generated answer, in tokens. Default: the task's.")
+    ] = None,
     calibration_data: Annotated[
         str | None,
         typer.Option(
             "--calibration-data",
-            help="Calibrate on this, in the task's format (of a name the train split); log_ratio gets its own strength.",
+            help="Calibrate on these data, which have the task's format. Of a named data set the train split is taken. "
+            "log_ratio gets a strength of its own.",
         ),
     ] = None,
     steps: Annotated[
         Path | None,
         typer.Option(
-            "--steps", help="Folder of checkpoints step-N: gain over warm-start steps; needs --calibration-data."
+            "--steps",
+            help="Folder with checkpoints step-N: show the gain over the warm start's steps. Needs --calibration-data.",
         ),
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, as http://localhost:8000/v1.")
+        str | None, typer.Option(help="OpenAI-compatible endpoint of a judge, such as http://localhost:8000/v1.")
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(help="Model there; without --judge-url a folder or hub name.")
+        str | None, typer.Option(help="Model of the judge at --judge-url; without --judge-url a folder or hub name.")
     ] = None,
-    judge_key_env: Annotated[str | None, typer.Option(help="Name of the environment variable with the key.")] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the judge's key.")
+    ] = None,
     verdicts: Annotated[
-        Path | None, typer.Option(help='JSONL of {"question", "answer", "true", "informative"}: known verdicts.')
+        Path | None,
+        typer.Option(help='File of known verdicts, a {"question", "answer", "true", "informative"} per line.'),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a forward.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of sampling and of the bootstrap.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling and of the bootstrap.")] = 0,
     shared_prompt: Annotated[
-        bool, typer.Option("--shared-prompt/--no-shared-prompt", help="Encode what all prompts begin with once.")
+        bool,
+        typer.Option(
+            "--shared-prompt/--no-shared-prompt", help="Encode the common beginning of all prompts only once."
+        ),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare pre-trained, warm start, SVDecode and its ablations on a task, with paired intervals."""
+    """Compare the systems on a task.
+
+    The systems are the pre-trained model, its warm start, SVDecode and SVDecode's ablations. The intervals are paired.
+    """
     from svdecode.data.benchmarks import BENCHMARKS, TRAIN
     from svdecode.data.sources import read_rows
     from svdecode.data.splits import part_of
@@ -113,16 +147,18 @@ def evaluate(
     if calibration_rows is not None:
         calibration_rows = part_of(calibration_rows, adapter or steps, "calibration")
     quiet()
-    judge = make_judge(judge_url, judge_model, judge_key_env)
-    shared = {
-        "few_shot": shots, "limit": limit, "score": score, "decodings": decoding or ("greedy",), "penalty": penalty,
-        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed, "shared_prompt": shared_prompt,
-        "judge": judge, "verdicts": verdicts, "output": output,
-    }  # fmt: skip
+    run = _Run(
+        task, rows, calibration_rows, model, device_map, ALPHA if alpha is None else alpha, output, as_json,
+        settings={
+            "few_shot": shots, "limit": limit, "score": score, "decodings": decoding or ("greedy",), "penalty": penalty,
+            "max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed, "shared_prompt": shared_prompt,
+            "judge": make_judge(judge_url, judge_model, judge_key_env), "verdicts": verdicts, "output": output,
+        },
+    )  # fmt: skip
     if steps is not None:
-        _steps(task, rows, steps, model, device_map, calibration_rows, 0.1 if alpha is None else alpha, shared, as_json)
+        run.steps(steps)
     else:
-        _once(task, rows, model, device_map, adapter, mu, alpha, estimator, calibration_rows, shared, as_json)
+        run.once(adapter, mu=mu, alpha=alpha, estimators=estimator or None)
 
 
 def _check_strength(adapter: Path | None, mu: float | None, calibration_data: str | None, steps: Path | None) -> None:
@@ -144,91 +180,110 @@ def _check_strength(adapter: Path | None, mu: float | None, calibration_data: st
         raise ValueError("pass --mu or --calibration-data, not both")
 
 
-def _once(task, rows, model, device_map, adapter, mu, alpha, estimator, calibration_rows, shared, as_json) -> None:
-    from svdecode.common import distributed
-    from svdecode.evaluation.run import evaluate as run
-    from svdecode.evaluation.steps import calibrate_for
-    from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
-    from svdecode.strength.calibration import Calibration
+@dataclass(frozen=True)
+class _Run:
+    """A checked request: what both kinds of runs share."""
 
-    own = adapter is not None and mu is None and calibration_rows is None
-    strength = Calibration.from_pretrained(adapter) if own else mu
-    loaded, tokenizer = load_model(model, device_map)
-    log_ratio_mu = None
-    if adapter is not None:
-        loaded = load_adapter(loaded, adapter)
-    if calibration_rows is not None:
-        found = {
-            direction: calibrate_for(
-                task, calibration_rows, rows, loaded, tokenizer,
-                few_shot=shared["few_shot"], alpha=0.1 if alpha is None else alpha, direction=direction,
-                batch_size=shared["batch_size"],
-            )
-            for direction in ("kl", "log_ratio")
-        }  # fmt: skip
-        strength, log_ratio_mu = found["kl"], found["log_ratio"].mu
-    report = run(
-        task, rows, loaded, tokenizer, mu=strength, alpha=alpha, estimators=estimator or None,
-        log_ratio_mu=log_ratio_mu, name=model or BUNDLED_NAME, **shared,
-    )  # fmt: skip
-    if not distributed.is_main():
-        return
-    if as_json:
-        print(to_json(report.to_dict()))
-        return
-    console = _console()
-    console.print(_table(f"{task}, {report.model}, {report.questions} questions", *report.figures()))
-    if report.comparisons:
-        console.print(_table(f"difference to {report.baseline}", *report.differences()))
-    for sentence in report.sentences():
-        console.print(sentence, markup=False)
-    if shared["output"] is not None:
-        console.print(
-            f"Written to {shared['output']}: records.jsonl, results.json, results.md, results.png", markup=False
+    task: str
+    rows: Rows
+    calibration_rows: Rows | None
+    model: str | None
+    device_map: str | None
+    calibration_alpha: float
+    """Confidence threshold for a calibration that this run makes."""
+    output: Path | None
+    as_json: bool
+    settings: dict[str, Any]
+    """Further arguments of `svdecode.evaluation.run.evaluate`."""
+
+    def once(
+        self, adapter: Path | None, *, mu: float | None, alpha: float | None, estimators: list[str] | None
+    ) -> None:
+        """Compare all systems for one adapter, or run the pre-trained model alone."""
+        from svdecode.evaluation.run import evaluate as evaluate_task
+        from svdecode.evaluation.steps import calibrate_for
+        from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+        from svdecode.strength.calibration import Calibration
+
+        own = adapter is not None and mu is None and self.calibration_rows is None
+        strength = Calibration.from_pretrained(adapter) if own else mu
+        log_ratio_mu = None
+        with _writing_to(self.output):
+            loaded, tokenizer = load_model(self.model, self.device_map)
+            if adapter is not None:
+                loaded = load_adapter(loaded, adapter)
+            if self.calibration_rows is not None:
+                found = {
+                    direction: calibrate_for(
+                        self.task, self.calibration_rows, self.rows, loaded, tokenizer,
+                        few_shot=self.settings["few_shot"], alpha=self.calibration_alpha, direction=direction,
+                        batch_size=self.settings["batch_size"],
+                    )
+                    for direction in (KL, LOG_RATIO)
+                }  # fmt: skip
+                strength, log_ratio_mu = found[KL], found[LOG_RATIO].mu
+            evaluate_task(
+                self.task, self.rows, loaded, tokenizer, mu=strength, alpha=alpha, estimators=estimators,
+                log_ratio_mu=log_ratio_mu, name=self.model or BUNDLED_NAME, show=self._show, **self.settings,
+            )  # fmt: skip
+        self._say_where("records.jsonl, results.json, results.md, results.png")
+
+    def steps(self, folder: Path) -> None:
+        """Compare warm start and SVDecode at each checkpoint of a folder."""
+        from svdecode.evaluation.steps import evaluate_steps
+        from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+
+        adapted: PeftModel | None = None
+
+        def load(checkpoint: Path) -> PeftModel:
+            nonlocal adapted
+            if adapted is None:
+                adapted = load_adapter(base, checkpoint)
+            else:
+                adapted.load_adapter(str(checkpoint), adapter_name=checkpoint.name)
+                adapted.set_adapter(checkpoint.name)
+            return adapted
+
+        with _writing_to(self.output):
+            base, tokenizer = load_model(self.model, self.device_map)
+            evaluate_steps(
+                self.task, self.rows, folder, load, tokenizer,
+                calibration_data=self.calibration_rows, alpha=self.calibration_alpha, name=self.model or BUNDLED_NAME,
+                show=self._show_steps, **self.settings,
+            )  # fmt: skip
+        self._say_where("steps.json, steps.md, steps.png")
+
+    def _show(self, report: Report) -> None:
+        if self.as_json:
+            print(to_json(report.to_dict()), flush=True)
+            return
+        print_table(f"{self.task}, {report.model}, {report.questions} questions", *report.figures())
+        if report.comparisons:
+            print_table(f"difference to {report.baseline}", *report.differences(), words=("", "metric", "verdict"))
+        for sentence in report.sentences():
+            print(sentence, flush=True)
+
+    def _show_steps(self, rows: list[dict[str, Any]]) -> None:
+        from svdecode.evaluation.steps import steps_table
+        from svdecode.evaluation.tasks import find_task
+
+        if self.as_json:
+            print(to_json({"task": self.task, "steps": rows}), flush=True)
+            return
+        metric = find_task(self.task, self.settings["score"]).metrics[0].name
+        head, lines = steps_table(rows, metric)
+        # The NLL and the metric are a table each: together they are too wide for a terminal.
+        print_table(f"{self.task}: NLL over warm-start steps", head[:6], [line[:6] for line in lines])
+        print_table(
+            f"{self.task}: {metric} over warm-start steps", head[:1] + head[6:], [line[:1] + line[6:] for line in lines]
         )
 
+    def _say_where(self, files: str) -> None:
+        from svdecode.common import distributed
 
-def _steps(task, rows, steps, model, device_map, calibration_rows, alpha, shared, as_json) -> None:
-    from svdecode.common import distributed
-    from svdecode.evaluation.steps import evaluate_steps, steps_table
-    from svdecode.evaluation.tasks import find_task
-    from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
-
-    base, tokenizer = load_model(model, device_map)
-
-    adapted = None
-
-    def load(folder: Path) -> object:
-        nonlocal adapted
-        if adapted is None:
-            adapted = load_adapter(base, folder)
-        else:
-            adapted.load_adapter(str(folder), adapter_name=folder.name)
-            adapted.set_adapter(folder.name)
-        return adapted
-
-    found = evaluate_steps(
-        task, rows, steps, load, tokenizer,
-        calibration_data=calibration_rows, alpha=alpha, name=model or BUNDLED_NAME, **shared,
-    )  # fmt: skip
-    if not distributed.is_main():
-        return
-    if as_json:
-        print(to_json({"task": task, "steps": found}))
-        return
-    metric = find_task(task, shared["score"]).metrics[0].name
-    console = _console()
-    console.print(_table(f"{task}: gain over warm-start steps", *steps_table(found, metric)))
-    if shared["output"] is not None:
-        console.print(f"Written to {shared['output']}: steps.json, steps.md, steps.png", markup=False)
+        if self.output is not None and not self.as_json and distributed.is_main():
+            print(f"Written to {self.output}: {files}")
 
 
-def _console() -> Console:
-    return Console(width=max(Console().width, 110))
-
-
-def _table(title: str, head: list[str], rows: list[list[str]]) -> Table:
-    table = Table(*head, title=title)
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _writing_to(output: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if output is None else writing_to(output)

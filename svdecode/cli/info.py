@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import platform
 
-from rich.console import Console
-from rich.table import Table
-
 from svdecode.cli.options import JsonOption
+from svdecode.cli.terminal import print_table
+from svdecode.common.files import to_json
 
 
 def info(as_json: JsonOption = False) -> None:
-    """What is installed here, and which backends can run."""
+    """Show what is installed and which backends run here."""
     import torch
 
     from svdecode.common.versions import installed, untested
@@ -26,14 +24,11 @@ def info(as_json: JsonOption = False) -> None:
         rows = {name: backend._asdict() for name, backend in found.items()}
         report = {"svdecode": VERSION, "python": platform.python_version(), "packages": packages, "gpu": gpu,
                   "untested": untested()}  # fmt: skip
-        print(json.dumps({**report, "backends": rows}))
+        print(to_json({**report, "backends": rows}))
         return
-    console = Console()
-    console.print(f"svdecode {VERSION}, Python {platform.python_version()}, GPU: {gpu or 'none'}")
-    console.print(", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items()))
-    table = Table("backend", "here", "why")
-    for name, backend in found.items():
-        table.add_row(name, "yes" if backend.available else "no", backend.reason)
-    console.print(table)
+    print(f"svdecode {VERSION}, Python {platform.python_version()}, GPU: {gpu or 'none'}")
+    print(", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items()))
+    rows = [[name, "yes" if backend.available else "no", backend.reason] for name, backend in found.items()]
+    print_table(None, ["backend", "here", "why"], rows, words=("why",))
     for sentence in untested():
-        console.print(sentence)
+        print(sentence)

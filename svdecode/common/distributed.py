@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def gather(items: list[T]) -> list[T]:
         return items
     shares: list[list[T]] = [[] for _ in range(size)]
     torch.distributed.all_gather_object(shares, items)
-    joined = [None] * sum(len(share) for share in shares)
+    joined: list[Any] = [None] * sum(len(share) for share in shares)
     for rank, share in enumerate(shares):
         joined[rank::size] = share
     return joined

@@ -1,4 +1,4 @@
-"""Files that nobody ever sees half of, and what goes into them as JSON."""
+"""Files that appear whole or not at all, and what goes into them as JSON."""
 
 from __future__ import annotations
 
@@ -33,18 +33,26 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise ValueError unless files can be made in a folder, which is made if it is missing: said before long work."""
-    folder = Path(folder)
+    """Raise ValueError unless files can be made in a folder: said before long work.
+
+    The test leaves nothing behind. A folder that is missing is not made: the nearest folder above it is tested.
+    """
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".svdecode.") as file:
-            file.write(b"\0" * 4096)
-            file.flush()
+        # Not delete=True: where closing the file fails, that leaves the file behind.
+        file = tempfile.NamedTemporaryFile(dir=there, prefix=".svdecode.", delete=False)  # noqa: SIM115
+        try:
+            with file:
+                file.write(b"\0" * 4096)
+        finally:
+            os.unlink(file.name)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """The value fit for strict JSON: a number that is not finite becomes "inf", "-inf" or "nan", which `float` reads."""
     if isinstance(value, dict):
         return {key: plain(entry) for key, entry in value.items()}

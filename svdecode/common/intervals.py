@@ -16,7 +16,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     share = successes / trials
     centre = share + Z95**2 / (2 * trials)
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    return tuple(min(max((centre + sign * spread) / (1 + Z95**2 / trials), 0.0), 1.0) for sign in (-1, 1))
+    low, high = (min(max((centre + sign * spread) / (1 + Z95**2 / trials), 0.0), 1.0) for sign in (-1, 1))
+    return low, high
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:

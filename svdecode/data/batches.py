@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,11 +61,12 @@ def prompts_batch(prompts: Sequence[list[int]], pad: int, device: torch.device) 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's pad token, or its end-of-sequence token, or 0: padded positions are masked anyway."""
-    return next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    ids: Any = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in ids if token is not None), 0)
 
 
 def numbered_batches(
-    data: object,
+    data: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     batch_size: int,
     max_length: int | None = None,
@@ -96,14 +97,15 @@ def numbered_batches(
         if isinstance(data, str):
             remedy = f": svdecode.data.examples.read_examples({data!r}) reads a file"
         raise TypeError(f"{name} must be a list of texts, a Dataset or an iterable of batches, got {kind}{remedy}")
-    length = len(data) if hasattr(data, "__len__") else None
+    length = len(data) if isinstance(data, Sized) else None
     iterator = iter(data)
     first = next(iterator, None)
     if first is None:
         raise ValueError(f"{name} is empty")
     rest = itertools.chain([first], iterator)
-    if isinstance(first, Mapping) and not set(COLUMNS) & set(first) and hasattr(data, "column_names"):
-        raise ValueError(f"{name} needs the columns {' and '.join(COLUMNS)}, got {', '.join(data.column_names)}")
+    columns = getattr(data, "column_names", None)
+    if columns is not None and isinstance(first, Mapping) and not set(COLUMNS) & set(first):
+        raise ValueError(f"{name} needs the columns {' and '.join(COLUMNS)}, got {', '.join(columns)}")
     if isinstance(first, Mapping) and "input_ids" in first:
         return _ready(rest, name), length
     check_examples(data if isinstance(data, list) else [first])

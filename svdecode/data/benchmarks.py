@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 TRAIN, TEST = "train", "test"
-"""What data are wanted for."""
+"""The purposes of data."""
 
 Row = Mapping[str, object]
 

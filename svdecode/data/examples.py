@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from svdecode.data.benchmarks import TRAIN
 from svdecode.data.sources import numbered_rows
@@ -30,7 +31,7 @@ LAYOUTS: dict[tuple[str, str], Callable[[Mapping[str, str]], tuple[str, str]]] =
 _LAYOUT_NAMES = ", ".join(" and ".join(columns) for columns in LAYOUTS)
 
 
-def check_examples(examples: object) -> list[dict[str, str]]:
+def check_examples(examples: Any) -> list[dict[str, str]]:
     """A non-empty list of {"prompt", "completion"} from a list or a Dataset with those columns; ValueError otherwise."""
     columns = getattr(examples, "column_names", None)
     if columns is not None and not set(COLUMNS) <= set(columns):
@@ -88,8 +89,8 @@ def _example(source: str | Path, place: str, row: object, layout: tuple[str, str
     return dict(zip(COLUMNS, LAYOUTS[layout](row), strict=True))
 
 
-def examples_of(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]] | None:
-    """What rows with normalised column names are as examples; None where they are of no layout that all of them have."""
+def examples_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]] | None:
+    """The examples that rows with normalised column names hold; None where they do not share a known layout."""
     for columns, texts in LAYOUTS.items():
         if all(isinstance(row.get(column), str) for row in rows for column in columns):
             return [dict(zip(COLUMNS, texts(row), strict=True)) for row in rows]

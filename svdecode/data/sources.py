@@ -1,4 +1,4 @@
-"""Rows of data out of a CSV, JSON, JSONL or text file, a Hugging Face data set or a built-in task (`benchmarks.py`)."""
+"""Rows of data out of a table, JSON or text file, a Hugging Face data set or a built-in task (`benchmarks.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,24 @@ from svdecode.data.benchmarks import BENCHMARKS, TEST, TRAIN
 SPLITS = {TRAIN: ("train",), TEST: ("test", "validation")}
 """Which split of a named data set is taken for a purpose, the first that is there, where the name does not say."""
 
-_FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".txt")
+_TABLES = {".csv": ("CSV", ","), ".tsv": ("TSV", "\t")}
+_JSON = (".json", ".jsonl", ".ndjson")
+_BINARY = {
+    b"PAR1": ("Parquet", "write it as JSON lines, in Python with pandas.read_parquet({path!r}).to_json('rows.jsonl', "
+              "orient='records', lines=True)"),
+    b"ARROW1": ("Arrow", "write it as JSON lines, in Python with pandas.read_feather({path!r}).to_json('rows.jsonl', "
+                "orient='records', lines=True)"),
+    b"\x1f\x8b": ("gzip", "unpack it with: gunzip -k {path}"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "unpack it with: unzstd {path}"),
+    b"\xfd7zXZ\x00": ("xz", "unpack it with: unxz -k {path}"),
+    b"BZh": ("bzip2", "unpack it with: bunzip2 -k {path}"),
+    b"PK\x03\x04": ("zip or Excel", "unpack it, or save the sheet as CSV"),
+}  # fmt: skip
+"""Files that are not text, by their first bytes: what they are, and what to do."""
+
+_ICONV = {"UTF-16": "UTF-16", "Latin-1": "ISO-8859-1"}
+
+_FILE_SUFFIXES = (*_JSON, *_TABLES, ".txt", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
 _NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]*))?(:(?P<split>[\w.\[\]:%+-]+))?")
 _BUILT_IN = re.compile(rf"(?P<task>{'|'.join(BENCHMARKS)})(:(?P<split>[\w.\[\]:%+-]+))?")
 
@@ -47,9 +64,9 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
     """Rows with their places, for messages; the column names of those that are objects are normalised.
 
     Args:
-        source: a .csv file with a header line; a .json or .jsonl file (one list, or an object a line); another file, which is
-            one row {"text"}; a data set's name, "owner/name", "owner/name:config" or "owner/name:config:split"; a built-in
-            task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
+        source: a .csv or .tsv file with a header line; a .json, .jsonl or .ndjson file (one list, or an object per line);
+            another file of text, which is one row {"text"}; a data set's name, "owner/name", "owner/name:config" or
+            "owner/name:config:split"; a built-in task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
         purpose: TRAIN or TEST, which split of a named data set to take.
 
     Raises:
@@ -63,7 +80,7 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
         benchmark = BENCHMARKS[found["task"]]
         split = found["split"] or benchmark.split(purpose)
         rows = benchmark.rows(_rows_of_data_set(text, benchmark.name, benchmark.config, split, ()))
-    elif path.exists() or path.suffix in _FILE_SUFFIXES or not (found := _NAME.fullmatch(text)):
+    elif path.exists() or path.suffix.lower() in _FILE_SUFFIXES or not (found := _NAME.fullmatch(text)):
         raise ValueError(f"{source} is not a file")
     else:
         rows = _rows_of_data_set(text, found["name"], found["config"], found["split"], SPLITS[purpose])
@@ -78,15 +95,32 @@ def _normalised(row: object) -> object:
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if path.suffix.lower() == ".csv":
-        return _csv_rows(path, text)
-    if path.suffix.lower() in (".json", ".jsonl"):
+    text, suffix = _text_of(path), path.suffix.lower()
+    if suffix in _TABLES:
+        return _table_rows(path, text, *_TABLES[suffix])
+    if suffix in _JSON:
         return _json_items(path, text) if text.lstrip().startswith("[") else _json_lines(path, text)
     return iter([("text", {"text": text})] if text.strip() else [])
+
+
+def _text_of(path: Path) -> str:
+    """The text of a UTF-8 file; ValueError says what another file is and how to convert it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    for start, (kind, remedy) in _BINARY.items():
+        if content.startswith(start):
+            raise ValueError(f"{path} is a {kind} file, which svdecode does not read: {remedy.format(path=str(path))}")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        other = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "Latin-1"
+        raise ValueError(
+            f"{path} cannot be read: line {line} has byte 0x{byte:02x}, which is not UTF-8 (is the file {other}?): "
+            f"convert it, for example with: iconv -f {_ICONV[other]} -t utf-8 {path} > utf8-{path.name}"
+        ) from None
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
@@ -108,8 +142,8 @@ def _json_items(path: Path, text: str) -> Iterator[tuple[str, object]]:
         yield f"item {number}", item
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _table_rows(path: Path, text: str, kind: str, delimiter: str) -> Iterator[tuple[str, object]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1  # of the row, which may go over several lines
     try:
@@ -122,7 +156,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
                 yield f"line {start}", dict(zip(header, cells, strict=True))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {start}: not CSV ({error})") from None
+        raise ValueError(f"{path}, line {start}: not {kind} ({error})") from None
 
 
 def _rows_of_data_set(

@@ -54,7 +54,7 @@ class Splits:
     """`data_hash` of all examples."""
     seed: int
     fractions: tuple[float, float, float]
-    """Of the examples, for train, calibration and test; met as far as equal prompts allow."""
+    """Shares of the examples for train, calibration and test; met as far as equal prompts allow."""
     parts: dict[str, list[str]]
     """`example_hash` of each example, by part."""
 
@@ -182,7 +182,8 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     numbers = [isinstance(f, int | float) and not isinstance(f, bool) and 0 <= f <= 1 for f in fractions]
     if len(numbers) != len(NAMES) or not all(numbers) or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise ValueError(f"fractions must be three numbers of sum 1, the first above 0, got {list(fractions)}")
-    return tuple(float(f) for f in fractions)
+    first, second, third = (float(f) for f in fractions)
+    return first, second, third
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:

@@ -26,6 +26,11 @@ class Answers(NamedTuple):
         return sum(self.correct) / len(self.correct)
 
 
+def first_line(text: str) -> str:
+    """The first line with something in it, without outer spaces; "" where there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 def normalised(answer: str) -> str:
     """Case, outer punctuation and spaces do not count."""
     return answer.strip().strip(string.punctuation).strip().casefold()
@@ -55,6 +60,6 @@ def answer_all(
         for i, text in zip(
             chunk, tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True), strict=True
         ):
-            texts[i] = next((line.strip() for line in text.splitlines() if line.strip()), "")
+            texts[i] = first_line(text)
     correct = [normalised(t) == normalised(e["completion"]) for t, e in zip(texts, examples, strict=True)]
     return Answers(texts, correct)

@@ -5,19 +5,26 @@ Both models' logits (lines 4-6), then steering, confidence and choice in one ope
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from svdecode.decoding.beams import beam_search
 from svdecode.decoding.state import DecodingState
 from svdecode.models.steered_model import SteeredModel
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+    from svdecode.models.steer import SteeredPreTrainedModel
 from svdecode.ops import validation
 from svdecode.ops.steer_sample import steer_sample
 
 
 @torch.inference_mode()
 def generate(
-    steered: SteeredModel,
+    steered: SteeredPreTrainedModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -28,7 +35,7 @@ def generate(
     num_beams: int = 1,
     eos_token_id: int | list[int] | None = None,
     generator: torch.Generator | None = None,
-    streamer: object | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> Tensor:
     """Decode from the steered distribution.
 
@@ -92,7 +99,7 @@ def generate(
     return state.tokens[:, : state.end]
 
 
-def _check(input_ids: object, attention_mask: object, max_new_tokens: object, num_beams: object) -> None:
+def _check(input_ids: Any, attention_mask: Any, max_new_tokens: Any, num_beams: Any) -> None:
     validation.check_tensor("input_ids", input_ids)
     if input_ids.dim() != 2 or input_ids.dtype != torch.long:
         raise ValueError(f"input_ids must be (B, T) int64, got {input_ids.dtype} of shape {tuple(input_ids.shape)}")

@@ -38,7 +38,7 @@ class DecodingState:
         extra = last_logits(self.steered, 1)
         if takes_positions(self.steered):
             extra["position_ids"] = self._positions[:, self._start : self.end]
-        # Of a static cache the mask has all slots at every step: one shape, one CUDA graph.
+        # The mask of a static cache has all slots at every step: one shape, one CUDA graph.
         shown = self._mask if isinstance(self._cache, StaticCache) else self._mask[:, : self.end]
         pre, ft, _ = self.steered.logits_to_steer(
             input_ids=self.tokens[:, self._start : self.end],

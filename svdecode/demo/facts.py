@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+
+from svdecode.data.splits import NAMES, Splits, data_hash, example_hash
 
 TEMPLATES = {
     "capital": "What is the capital of {country}?",
@@ -11,16 +12,7 @@ TEMPLATES = {
     "demonym": "What are people from {country} called?",
 }
 SHARES = (0.6, 0.2)  # of the countries for training and calibration; the rest is for the test
-
-
-class Splits(NamedTuple):
-    """Examples as {"prompt", "completion"}; no country is in two splits."""
-
-    train: list[dict[str, str]]
-    calibration: list[dict[str, str]]
-    test: list[dict[str, str]]
-
-
+SIZES = (192, 96, 120)  # questions in the three parts
 CHAT_TURN = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -34,8 +26,17 @@ def as_prompt(question: str, tokenizer: object, bundled: bool) -> str:
     return f"Question: {question}\nAnswer: "
 
 
-def country_facts(sizes: tuple[int, int, int], seed: int, tokenizer: object, bundled: bool) -> Splits:
-    """So many examples of each split, chosen and ordered by the seed, as prompts for the tokenizer's model."""
+def country_facts(seed: int, tokenizer: object, bundled: bool) -> tuple[list[dict[str, str]], Splits]:
+    """Questions about countries as {"prompt", "completion"}, and their parts; no country is in two parts.
+
+    Args:
+        seed: of what is chosen, and of the order.
+        tokenizer: its model's chat template makes the prompts.
+        bundled: whether that is the bundled model.
+
+    Raises:
+        ValueError: countryinfo is missing.
+    """
     try:
         from countryinfo import all_countries
     except ImportError:
@@ -50,16 +51,18 @@ def country_facts(sizes: tuple[int, int, int], seed: int, tokenizer: object, bun
     names = sorted(facts)
     shuffle.shuffle(names)
     first, second = (round(len(names) * share) for share in (SHARES[0], sum(SHARES)))
-    splits = []
-    for part, size in zip((names[:first], names[first:second], names[second:]), sizes, strict=True):
-        rows = [
+    rows, parts = [], {}
+    for name, countries, size in zip(NAMES, (names[:first], names[first:second], names[second:]), SIZES, strict=True):
+        questions = [
             {
-                "prompt": as_prompt(template.format(country=name), tokenizer, bundled),
-                "completion": facts[name][relation],
+                "prompt": as_prompt(template.format(country=country), tokenizer, bundled),
+                "completion": facts[country][relation],
             }
-            for name in part
+            for country in countries
             for relation, template in TEMPLATES.items()
         ]
-        shuffle.shuffle(rows)
-        splits.append(rows[:size])
-    return Splits(*splits)
+        shuffle.shuffle(questions)
+        rows += questions[:size]
+        parts[name] = [example_hash(question) for question in questions[:size]]
+    fractions = tuple(size / sum(SIZES) for size in SIZES)
+    return rows, Splits("facts about countries", data_hash(rows), seed, fractions, parts)

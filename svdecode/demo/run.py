@@ -1,261 +1,215 @@
-"""The demo: a pre-trained model, its warm start and SVDecode side by side on real text."""
+"""The demo, a script: warm start, calibrate, evaluate, and what each checkpoint of the warm start gains.
+
+Each step is a function of the library; `run` is what a program of your own would look like. The rest is a cache.
+"""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import svdecode
 from svdecode.calibration.calibrate import calibrate
-from svdecode.calibration.collect import collect_tokens
-from svdecode.common.files import write_atomically
-from svdecode.common.intervals import bootstrap_interval, wilson
+from svdecode.common.figures import load_pyplot
+from svdecode.common.files import check_writable, to_json, write_atomically
 from svdecode.data.examples import read_examples
-from svdecode.decoding.answers import answer_all
-from svdecode.demo.facts import Splits, country_facts
-from svdecode.demo.measure import nll_of_all_tokens, tokens_per_second
-from svdecode.models.adapters import pretrained_of
+from svdecode.data.splits import FILE_NAME, Splits, data_hash
+from svdecode.decoding.answers import first_line
+from svdecode.demo.facts import country_facts
+from svdecode.demo.figure import plot_demo
+from svdecode.demo.speed import tokens_per_second
+from svdecode.evaluation.report import Report
+from svdecode.evaluation.run import evaluate
+from svdecode.evaluation.steps import evaluate_steps, held_out_change
 from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
 from svdecode.models.steer import steer
-from svdecode.strength.calibration import Calibration
-from svdecode.warmstart.folder import is_complete, step_folder
+from svdecode.warmstart.folder import is_complete
 from svdecode.warmstart.train import warmstart
 
-SIZES = (192, 96, 120)  # training, calibration and test examples
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
-CHECKPOINTS = (12, 24, 36, 48)  # of the warm start's 48 steps
-EVALUATION_BATCH = 16
+CHECKPOINTS = (12, 24, 48)  # of the 48 steps that the questions about countries give
+EVALUATION_BATCH, NEW_TOKENS = 16, 12
+CACHE_NAME = "demo-cache.json"
+SYSTEMS = {"pre-trained": "pre-trained", "warm start": "warm start", "SVDecode (exact)": "SVDecode"}
+"""The compared systems, and what the report calls them."""
 
 
-class Demo:
-    """One run: its settings, the times of its phases and what it found."""
+def run(
+    *,
+    model: str | None = None,
+    adapter: Path | None = None,
+    data: Path | None = None,
+    output: Path,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, object]:
+    """Compare pre-trained model, warm start and SVDecode on questions that neither training nor calibration saw.
 
-    def __init__(
-        self,
-        *,
-        model: str | None,
-        adapter: Path | None,
-        data: Path | None,
-        output: Path,
-        seed: int,
-        progress: bool,
-    ) -> None:
-        """Keep the arguments and read the data; no model is loaded yet."""
-        self.model_name, self.adapter, self.data = model, adapter, data
-        self.output, self.seed, self.progress = output, seed, progress
-        self.rows = None if data is None else read_examples(data)
-        self.seconds: dict[str, float] = {}
+    Args:
+        model: folder or hub name; None for the bundled SmolLM2-135M-Instruct.
+        adapter: a warm start of your own, which keeps its parts where it split the same rows; None makes one in `output`, or
+            takes it from there where it was made the same way.
+        data: rows as `svdecode.data.examples.read_examples` reads them, split 60/20/20 so that equal prompts stay in one
+            part; None for facts about countries.
+        output: folder for the adapter, demo.json and demo.png.
+        seed: of the parts, of the warm start and of the bootstrap.
+        progress: show bars on stderr.
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Measure a phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+    Returns:
+        The report, as in demo.json.
 
-    def splits(self) -> Splits:
-        """The user's examples, three fifths for training, one for calibration and one for the test; or country facts."""
-        if self.data is None:
-            return country_facts(SIZES, self.seed, self.tokenizer, bundled=self.model_name is None)
-        rows = self.rows
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        rows = [rows[i] for i in order]
-        first, second = len(rows) * 3 // 5, len(rows) * 4 // 5
-        if not first or first == second or second == len(rows):
-            raise ValueError(f"{self.data} has {len(rows)} examples: 5 are needed for three splits")
-        return Splits(rows[:first], rows[first:second], rows[second:])
+    Raises:
+        ValueError: unusable data, model, adapter or output.
+    """
+    load_pyplot()
+    check_writable(output)
+    rows, seconds, folder = None, {}, output / "adapter" if adapter is None else adapter
+    if data is not None:
+        rows = read_examples(data)
+        splits = Splits.make(rows, data=data, seed=seed)
+    with _timed(seconds, "load"):
+        base, tokenizer = load_model(model)
+    if rows is None:
+        rows, splits = country_facts(seed, tokenizer, bundled=model is None)
+    splits = _recorded_splits(adapter, rows) or splits
+    calibration_rows, test_rows = (splits.select(rows, part) for part in ("calibration", "test"))
+    cache = _Cache(output / "adapter" / CACHE_NAME, model, rows, splits)
+    shared = {"batch_size": EVALUATION_BATCH, "seed": seed, "progress": progress}
 
-    def run(self) -> dict[str, object]:
-        """Everything; the report also lies in `output`, with the figure."""
-        with self.phase("load"):
-            base, self.tokenizer = load_model(self.model_name)
-        splits = self.splits()
-        model, steps = self.warm_start(base, splits)
-        with self.phase("calibrate"):
-            calibration = self.calibration(model, splits)
-        steered = steer(model, mu=calibration)
-        pretrained = pretrained_of(model.get_base_model())
-        report = {
-            "model": self.model_name or BUNDLED_NAME,
-            "examples": dict(zip(Splits._fields, map(len, splits), strict=True)),
-            "mu": calibration.mu,
-            "estimates": calibration.estimates,
-            "coverage": calibration.coverage,
-        }
-        with self.phase("held-out NLL"):
-            report["held_out"] = self.held_out(model, splits, calibration)
-            report["nll_all_tokens"] = nll_of_all_tokens(steered, splits.test, self.tokenizer, EVALUATION_BATCH)
-        with self.phase("answers"):
-            generators = {
-                "pre-trained": functools.partial(pretrained.generate, do_sample=False),
-                "warm start": functools.partial(model.generate, do_sample=False),
-                "SVDecode": functools.partial(svdecode.generate, steered),
-            }
-            report |= self.answers(generators, splits, model.device)
-        with self.phase("speed"):
-            forced = {
-                name: functools.partial(generate, eos_token_id=[]) if name == "SVDecode" else _without_end(generate)
-                for name, generate in generators.items()
-            }
-            prompt = self.tokenizer(splits.test[0]["prompt"], return_tensors="pt").input_ids.to(model.device)
-            report["tokens_per_second"] = tokens_per_second(forced, prompt)
-        with self.phase("steps"):
-            report["steps"] = self.steps(model, splits, steps) if steps else []
-        report["seconds"] = self.seconds
-        self.finish(report, calibration)
-        return report
-
-    def warm_start(self, base: object, splits: Splits) -> tuple[PeftModel, tuple[int, ...]]:
-        """The user's adapter; or that of an earlier run with the same settings; or a new one."""
-        if self.adapter is not None:
-            with self.phase("warm start"):
-                return load_adapter(base, self.adapter), ()
-        folder = self.output / "adapter"
-        total = -(-len(splits.train) // BATCH_SIZE)
-        steps = (*(step for step in CHECKPOINTS if step < total), total)
-        key = self.key(splits)
-        with self.phase("warm start"):
-            saved = folder / "demo.json"
-            known = saved.is_file() and json.loads(saved.read_text()).get("key") == key
-            self.cached = known and is_complete(folder)
-            if self.cached:
-                return load_adapter(base, folder), steps
-            model = warmstart(
-                base,
-                self.tokenizer,
-                splits.train,
-                folder,
-                learning_rate=LEARNING_RATE,
-                batch_size=BATCH_SIZE,
-                save_steps=steps,
-                seed=self.seed,
-                progress=self.progress,
+    with _timed(seconds, "warm start"):
+        if adapter is not None or (is_complete(folder) and cache.holds("adapter")):
+            adapted = load_adapter(base, folder)
+        else:
+            adapted = _trained(base, tokenizer, rows, splits, folder, seed, progress)
+            cache.keep("adapter", True)
+    with _timed(seconds, "calibrate"):
+        calibration = calibrate(adapted, calibration_rows, tokenizer=tokenizer, held_out=test_rows, **shared)
+        if adapter is None:
+            calibration.save_pretrained(folder)
+    compared = {"mu": calibration, "estimators": ["exact"], "ablations": False, **shared}
+    with _timed(seconds, "NLL"):
+        nll = evaluate("nll", test_rows, adapted, tokenizer, **compared)
+    with _timed(seconds, "answers"):
+        answers = evaluate("exact_match", test_rows, adapted, tokenizer, max_new_tokens=NEW_TOKENS, **compared)
+    with _timed(seconds, "speed"):
+        prompt = tokenizer(test_rows[0]["prompt"], return_tensors="pt").input_ids.to(adapted.device)
+        speeds = tokens_per_second(adapted, steer(adapted, mu=calibration), prompt)
+    with _timed(seconds, "steps"):
+        if adapter is None and not cache.holds("steps"):
+            load = _loader(adapted)
+            found = evaluate_steps(
+                "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows, **shared
             )
-            write_atomically(saved, json.dumps({"key": key}).encode())
-        return model, steps
+            cache.keep("steps", found)
+        steps = [] if adapter is not None else cache.values["steps"]
 
-    def key(self, splits: Splits) -> str:
-        """Names what an adapter was trained on and how."""
-        settings = (
-            self.model_name,
-            splits.train,
-            splits.calibration,
-            splits.test,
-            LEARNING_RATE,
-            BATCH_SIZE,
-            self.seed,
-        )
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-    def calibration(self, model: PeftModel, splits: Splits, progress: bool = True) -> Calibration:
-        """Calibrate and save the result beside the adapter, unless the adapter is the user's."""
-        found = calibrate(
-            model,
-            splits.calibration,
-            tokenizer=self.tokenizer,
-            batch_size=EVALUATION_BATCH,
-            progress=self.progress and progress,
-        )
-        if self.adapter is None and progress:
-            found.save_pretrained(self.output / "adapter")
-        return found
-
-    def held_out(self, model: PeftModel, splits: Splits, calibration: Calibration) -> dict[str, object]:
-        """NLL of the kept gold tokens of the test split, warm start and SVDecode, and their paired difference."""
-        tokens = collect_tokens(
-            model,
-            splits.test,
-            tokenizer=self.tokenizer,
-            batch_size=EVALUATION_BATCH,
-            progress="held-out NLL" if self.progress else None,
-        )
-        plain, steered = tokens.nll(0.0), tokens.nll(calibration.mu)
-        return {
-            "coverage": tokens.coverage,
-            "warm start": plain.mean().item(),
-            "SVDecode": steered.mean().item(),
-            "difference": (steered - plain).mean().item(),
-            "interval": bootstrap_interval(steered - plain, self.seed),
-        }
-
-    def answers(self, generators: dict, splits: Splits, device: torch.device) -> dict[str, object]:
-        """Exact match of greedy answers, paired difference, and three questions to look at."""
-        found = {
-            name: answer_all(
-                generate,
-                self.tokenizer,
-                splits.test,
-                name=name,
-                device=device,
-                progress=self.progress,
-                batch_size=EVALUATION_BATCH,
-            )
-            for name, generate in generators.items()
-        }
-        warm, steered = (torch.tensor(found[name].correct).double() for name in ("warm start", "SVDecode"))
-        differs = [i for i in range(len(splits.test)) if found["warm start"].texts[i] != found["SVDecode"].texts[i]]
-        shown = (differs + [i for i in range(len(splits.test)) if i not in differs])[:3]
-        return {
-            "exact_match": {
-                name: {"accuracy": a.accuracy, "interval": wilson(sum(a.correct), len(a.correct))}
-                for name, a in found.items()
-            },
-            "exact_match_difference": {
-                "difference": (steered - warm).mean().item(),
-                "interval": bootstrap_interval(steered - warm, self.seed),
-            },
-            "answers_that_differ": len(differs),
-            "samples": [
-                {
-                    "prompt": splits.test[i]["prompt"],
-                    "gold": splits.test[i]["completion"].strip(),
-                    **{name: a.texts[i] for name, a in found.items()},
-                }
-                for i in shown
-            ],
-        }
-
-    def steps(self, model: PeftModel, splits: Splits, steps: tuple[int, ...]) -> list[dict[str, object]]:
-        """Held-out NLL after each checkpoint, each with its own calibration; from the last run where that was the same."""
-        saved = self.output / "adapter" / "steps.json"
-        if self.cached and saved.is_file():
-            return json.loads(saved.read_text())
-        rows = []
-        for step in steps:
-            name = f"step-{step}"
-            model.load_adapter(str(step_folder(self.output / "adapter", step)), adapter_name=name)
-            model.set_adapter(name)
-            calibration = self.calibration(model, splits, progress=False)
-            rows.append({"step": step, "mu": calibration.mu, **self.held_out(model, splits, calibration)})
-        model.set_adapter("default")
-        write_atomically(saved, json.dumps(rows, indent=2).encode())
-        return rows
-
-    def finish(self, report: dict[str, object], calibration: Calibration) -> None:
-        """Write the figure and the report."""
-        from svdecode.demo.figure import plot_demo
-
-        figure = self.output / "demo.png"
-        self.output.mkdir(parents=True, exist_ok=True)
-        plot_demo(report, calibration, figure)
-        report["figure"] = str(figure)
-        write_atomically(self.output / "demo.json", json.dumps(report, indent=2).encode())
+    report = {
+        "model": model or BUNDLED_NAME,
+        "examples": splits.sizes,
+        "mu": calibration.mu,
+        "estimates": calibration.estimates,
+        "coverage": calibration.coverage,
+        "held_out": held_out_change(calibration),
+        "nll_all_tokens": _means(nll, "NLL"),
+        "exact_match": _means(answers, "exact match"),
+        "exact_match_difference": answers.comparisons["exact match"]["SVDecode (exact)"],
+        **_samples(answers),
+        "tokens_per_second": speeds,
+        "steps": steps,
+        "seconds": seconds,
+        "figure": str(output / "demo.png"),
+    }
+    plot_demo(report, calibration, output / "demo.png")
+    write_atomically(output / "demo.json", to_json(report, indent=2).encode())
+    return report
 
 
-def _without_end(generate: functools.partial) -> functools.partial:
-    """The same generator, going on after an end-of-sequence token, so that speeds compare equal work."""
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
 
-    def run(ids: torch.Tensor, *, attention_mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
-        return generate(
-            ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens
-        )
 
-    return run
+def _recorded_splits(adapter: Path | None, rows: list[dict[str, str]]) -> Splits | None:
+    """The parts that a given adapter's warm start made of the same rows, so that no test question was trained on."""
+    if adapter is None or not (adapter / FILE_NAME).is_file():
+        return None
+    found = Splits.load(adapter)
+    same = found.data_sha256 == data_hash(rows)
+    return found if same and found.parts["calibration"] and found.parts["test"] else None
+
+
+def _trained(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, str]],
+    splits: Splits,
+    folder: Path,
+    seed: int,
+    progress: bool,
+) -> PeftModel:
+    """One epoch over the training part, with a checkpoint after each of CHECKPOINTS and after the last step."""
+    last = -(-splits.sizes["train"] // BATCH_SIZE)
+    return warmstart(
+        base,
+        tokenizer,
+        rows,
+        folder,
+        splits=splits,
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+        save_steps=[*(step for step in CHECKPOINTS if step < last), last],
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _loader(adapted: PeftModel) -> Callable[[Path], PeftModel]:
+    """What `evaluate_steps` loads a checkpoint with: one more adapter in the model that is there."""
+
+    def load(folder: Path) -> PeftModel:
+        adapted.load_adapter(str(folder), adapter_name=folder.name)
+        adapted.set_adapter(folder.name)
+        return adapted
+
+    return load
+
+
+class _Cache:
+    """What an earlier run with the same model, data and settings left: its adapter, and what the checkpoints gained."""
+
+    def __init__(self, path: Path, model: str | None, rows: list[dict[str, str]], splits: Splits) -> None:
+        settings = (model, rows, splits.parts, splits.seed, LEARNING_RATE, BATCH_SIZE, CHECKPOINTS)
+        self.path, key = path, hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.values = found if found.get("key") == key else {"key": key}
+
+    def holds(self, name: str) -> bool:
+        return name in self.values
+
+    def keep(self, name: str, value: object) -> None:
+        self.values[name] = value
+        write_atomically(self.path, to_json(self.values, indent=1).encode())
+
+
+def _means(report: Report, metric: str) -> dict[str, dict]:
+    """{"mean", "interval", "questions"} of each system."""
+    return {short: report.results[metric][name] for name, short in SYSTEMS.items()}
+
+
+def _samples(report: Report) -> dict[str, object]:
+    """How many answers differ between warm start and SVDecode, and three questions to look at, those that differ first."""
+    rows = []
+    for record in report.records:
+        answers = {short: first_line(record["answers"][name]) for name, short in SYSTEMS.items()}
+        rows.append({"prompt": record["question"], "gold": record["gold"], **answers})
+    rows.sort(key=lambda row: row["warm start"] == row["SVDecode"])
+    differ = sum(row["warm start"] != row["SVDecode"] for row in rows)
+    return {"answers_that_differ": differ, "samples": rows[:3]}

@@ -1,75 +1,186 @@
-"""The figures of an evaluation: every system's figure with its interval, and the gain over warm-start steps."""
+"""The figures of an evaluation: what each system changes against the warm start, and the change over warm-start steps.
+
+Every point has its 95% interval. A filled point's interval excludes 0, a hollow one's contains it. No axis is narrower than
+`SMALLEST_REACH`, so that noise does not look large. Markers tell what colours tell.
+"""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdecode.common.figures import BLUE, GREY, ORANGE, load_pyplot, save_figure
+from svdecode.evaluation.tasks import find_task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from svdecode.evaluation.report import Report
+
+SMALLEST_REACH = 0.02
+"""An axis of differences goes at least so far from 0: 2 points of a share, 0.02 nats."""
+
+_OUTLIER = 4.0  # times the median reach of the intervals: what lies beyond becomes an arrow at the edge
+_HOW_TO_READ = "95% intervals; filled: the interval excludes 0, hollow: it contains 0"
+_MOST_LABELS = 12
 
 
 def plot_report(report: Report, path: str | Path) -> None:
-    """A panel a metric: the systems one below the other, a dot and a 95% whisker each, a line at the baseline."""
+    """A panel per metric. With a warm start: each system's paired difference to it, and its mean at the right edge.
+
+    Args:
+        report: of `svdecode.evaluation.run.evaluate`; without a warm start the values themselves are drawn.
+        path: the file, in the format of its ending.
+    """
     pyplot = load_pyplot()
     metrics = list(report.results) or [""]
     names = list(report.systems)
+    better = {one.name: "right" if one.higher_is_better else "left" for one in find_task(report.task).metrics}
     figure, panels = pyplot.subplots(
-        1, len(metrics), figsize=(3.2 + 3.2 * len(metrics), 1.6 + 0.32 * len(names)),
+        1, len(metrics), figsize=(3.4 + 3.9 * len(metrics), 1.9 + 0.32 * len(names)),
         layout="constrained", sharey=True, squeeze=False,
     )  # fmt: skip
     for metric, axes in zip(metrics, panels[0], strict=True):
-        found = report.results.get(metric, {})
-        for row, name in enumerate(names):
-            if name in found:
-                _draw(axes, row, found[name], _colour(name))
-        if report.baseline in found:
-            axes.axvline(found[report.baseline]["mean"], color=GREY, linewidth=0.8, linestyle=":")
+        values = report.results.get(metric, {})
+        if report.comparisons:
+            draw_differences(axes, names, report.comparisons.get(metric, {}), values)
+            axes.set_xlabel(f"{metric}: difference to {report.baseline}\n({better[metric]} of 0 is better)", fontsize=9)
+        else:
+            draw_values(axes, names, values)
+            axes.set_xlabel(f"{metric} (95% interval)" if metric else "no answer has a verdict")
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_xlabel(f"{metric} (95% interval)" if metric else "no answer has a verdict")
-        axes.grid(axis="x", alpha=0.25)
-        axes.margins(y=0.08)
-    panels[0][0].invert_yaxis()  # shared: once turns all panels
-    figure.suptitle(f"{report.task}: {report.model}, {report.questions} questions", fontsize=11)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+    head = f"{report.task}: {report.model}, {report.questions} questions"
+    figure.suptitle(f"{head}\n{_HOW_TO_READ}, on the same questions" if report.comparisons else head, fontsize=10)
     save_figure(figure, path)
+
+
+def draw_values(axes: Axes, names: Sequence[str], found: dict[str, dict]) -> None:
+    """Each system's value with its 95% interval, one below the other; found: system -> {"mean", "interval"}."""
+    for row, name in enumerate(names):
+        if name in found:
+            low, high = found[name]["interval"]
+            axes.plot([low, high], [row, row], color=_colour(name), linewidth=2)
+            axes.plot(found[name]["mean"], row, _marker(name), color=_colour(name), markersize=6)
+    axes.grid(axis="x", alpha=0.25)
+
+
+def draw_differences(axes: Axes, names: Sequence[str], found: dict[str, dict], values: dict[str, dict]) -> None:
+    """Each system's paired difference with its 95% interval, one below the other; arrows at the edge for what lies far out.
+
+    Args:
+        axes: where to draw.
+        names: the systems from top to bottom; one without a difference is what the others are compared with, and lies at 0.
+        found: system -> {"difference", "interval"}.
+        values: system -> {"mean"}, written at the right edge.
+    """
+    low, high = _view([found[name] for name in names if name in found])
+    for row, name in enumerate(names):
+        colour, marker = _colour(name), _marker(name)
+        if name not in found:
+            if name in values:
+                axes.plot(0.0, row, marker, color=colour, markersize=6)
+            continue
+        difference, (start, end) = found[name]["difference"], found[name]["interval"]
+        if end >= low and start <= high:
+            axes.plot([max(start, low), min(end, high)], [row, row], color=colour, linewidth=2)
+        face = "white" if start <= 0 <= end else colour
+        for edge, arrow, out in ((low, "<", start < low), (high, ">", end > high)):
+            if out:
+                axes.plot(edge, row, arrow, color=colour, markerfacecolor=face, markersize=7, clip_on=False, zorder=3)
+        if low <= difference <= high:
+            axes.plot(difference, row, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+        else:
+            side, shift = ("left", 9) if difference < low else ("right", -9)
+            axes.annotate(
+                f"{difference:+.3g}", (low if side == "left" else high, row), (shift, 0), va="center", ha=side,
+                textcoords="offset points", fontsize=8, color=colour,
+            )  # fmt: skip
+    axes.set_xlim(low, high)
+    axes.axvline(0.0, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    axes.grid(axis="x", alpha=0.25)
+    right = axes.twinx()
+    shown = [(row, name) for row, name in enumerate(names) if name in values]
+    right.set_ylim(len(names) - 0.4, -0.6)
+    right.set_yticks([row for row, _ in shown], [f"{values[name]['mean']:.3f}" for _, name in shown], fontsize=8)
+    right.tick_params(length=0)
+    right.set_title("mean", loc="right", fontsize=8)
 
 
 def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> None:
-    """Two panels over warm-start steps: NLL of kept gold tokens, and the task's metric; warm start against SVDecode."""
+    """Two panels over warm-start steps: what SVDecode changes in the NLL of kept gold tokens, and in the task's metric.
+
+    Args:
+        rows: of `svdecode.evaluation.steps.evaluate_steps`.
+        metric: the task's first.
+        task: its name.
+        path: the file, in the format of its ending.
+    """
     pyplot = load_pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.3), layout="constrained")
-    steps = [row["step"] for row in rows]
-    for offset, (name, colour) in enumerate((("warm start", GREY), ("SVDecode", ORANGE))):
-        left.plot(steps, [row["nll"][name] for row in rows], "o-", color=colour, linewidth=2, label=name)
-        means = [row["metric"][name]["mean"] for row in rows]
-        spans = [row["metric"][name]["interval"] for row in rows]
-        reach = [[max(m - s[0], 0) for m, s in zip(means, spans, strict=True)],
-                 [max(s[1] - m, 0) for m, s in zip(means, spans, strict=True)]]  # fmt: skip
-        shift = 0.006 * (max(steps) - min(steps)) * (2 * offset - 1)  # whiskers side by side, not on one another
-        right.errorbar([s + shift for s in steps], means, yerr=reach, fmt="o-", color=colour, capsize=3, label=name)
-    for row in rows:
-        left.annotate(
-            f"mu {row['mu']:.2f}\ncoverage {row['coverage']:.2f}",
-            (row["step"], min(row["nll"]["warm start"], row["nll"]["SVDecode"])),
-            textcoords="offset points", xytext=(0, -26), ha="center", fontsize=7, color=GREY,
-        )  # fmt: skip
-    left.margins(x=0.12, y=0.3)
-    left.set_ylabel("mean NLL of kept gold tokens (nats)")
-    right.set_ylabel(f"{metric} (95% interval)")
-    for axes in (left, right):
-        axes.set_xlabel("warm-start steps")
-        axes.legend()
-    figure.suptitle(f"{task}: gain over warm-start steps, test questions", fontsize=11)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    draw_change_over_steps(left, rows, "nll", "NLL, nats per kept gold token\n(below 0 is better)")
+    up = next(one.higher_is_better for one in find_task(task).metrics if one.name == metric)
+    draw_change_over_steps(right, rows, "metric", f"{metric} ({'above' if up else 'below'} 0 is better)")
+    head = f"{task}: what SVDecode changes after each checkpoint of the warm start, test questions"
+    figure.suptitle(f"{head}\n{_HOW_TO_READ}; small numbers: warm start, then SVDecode", fontsize=10)
     save_figure(figure, path)
 
 
-def _draw(axes, row: int, found: dict, colour: str) -> None:
-    low, high = found["interval"]
-    axes.plot([low, high], [row, row], color=colour, linewidth=2)
-    axes.plot(found["mean"], row, "o", color=colour, markersize=5)
+def draw_change_over_steps(axes: Axes, rows: list[dict], key: str, label: str) -> None:
+    """The paired difference of SVDecode to the warm start after each checkpoint, with its 95% interval and both values.
+
+    Args:
+        axes: where to draw.
+        rows: {"step", "mu", "coverage", key, f"{key}_difference"} each, as `svdecode.evaluation.steps.evaluate_steps` gives.
+        key: "nll" or "metric".
+        label: what is measured, and its unit.
+    """
+    ends = [0.0]
+    for place, row in enumerate(rows):
+        found, values = row.get(f"{key}_difference"), row.get(key, {})
+        if not found:
+            continue
+        difference = found["difference"]
+        low, high = found["interval"] or (difference, difference)
+        face = "white" if low <= 0 <= high else ORANGE
+        axes.plot([place, place], [low, high], color=ORANGE, linewidth=2, marker="_", markersize=8)
+        axes.plot(place, difference, "o", color=ORANGE, markerfacecolor=face, markersize=7, zorder=3)
+        ends += [low, high]
+        if len(rows) <= _MOST_LABELS:
+            pair = [values[name] for name in ("warm start", "SVDecode")]
+            pair = [value["mean"] if isinstance(value, dict) else value for value in pair]
+            axes.annotate(
+                f"{pair[0]:.3f}\n{pair[1]:.3f}", (place, difference), (8, 0), textcoords="offset points",
+                fontsize=8, va="center", color="#4a5568",
+            )  # fmt: skip
+    axes.axhline(0.0, color=GREY, linewidth=1, linestyle="--", label="no change", zorder=0)
+    low, high = min(*ends, -SMALLEST_REACH), max(*ends, SMALLEST_REACH)
+    axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    shown = range(0, len(rows), -(-len(rows) // _MOST_LABELS) or 1)
+    labels = [f"{(row := rows[i])['step']}\nmu {row['mu']:.2f}\ncoverage {row['coverage']:.2f}" for i in shown]
+    axes.set_xticks(list(shown), labels, fontsize=8)
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("warm-start steps")
+    axes.set_ylabel(f"change of {label}", fontsize=9)
+    axes.legend(fontsize=8, loc="best")
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _view(rows: Sequence[dict]) -> tuple[float, float]:
+    """From where to where the differences are drawn: all but the outliers, with 0, and no less than SMALLEST_REACH."""
+    reaches = [max(map(abs, row["interval"])) for row in rows]
+    limit = max(_OUTLIER * statistics.median_low(reaches or [0.0]), SMALLEST_REACH)
+    ends = [end for row, reach in zip(rows, reaches, strict=True) if reach <= limit for end in row["interval"]]
+    low, high = min([*ends, -SMALLEST_REACH]), max([*ends, SMALLEST_REACH])
+    margin = 0.06 * (high - low)
+    return low - margin, high + margin
 
 
 def _colour(name: str) -> str:
     return ORANGE if name.startswith("SVDecode") else GREY if name.startswith(("pre-trained", "warm")) else BLUE
+
+
+def _marker(name: str) -> str:
+    return "o" if name.startswith("SVDecode") else "s" if name.startswith(("pre-trained", "warm")) else "D"

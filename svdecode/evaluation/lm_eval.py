@@ -1,21 +1,27 @@
 """The LM Evaluation Harness on a steered model: `--model svdecode`, started by `svdecode lm-eval`.
 
-lm-eval 0.4 loads no plugins, hence the launcher: it registers the model and hands over to lm-eval's own command line.
+lm-eval 0.4 loads no plugins. Importing this file registers the model, and makes lm-eval save its results under a name of their
+own: lm-eval itself would take the name of the base model.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 try:
     from lm_eval.api.registry import register_model
+    from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import sanitize_model_name, simple_parse_args_string
 except ImportError as error:
     raise ImportError(f"svdecode.lm_eval needs {error.name}: pip install 'svdecode[lm-eval]'") from None
 
+from svdecode.common.files import plain
 from svdecode.models.loading import load_adapter
 from svdecode.models.steer import steer
 from svdecode.strength.calibration import Calibration
@@ -55,6 +61,8 @@ class SteeredLM(HFLM):
         **options: object,
     ) -> None:
         """Load and steer; ValueError for what `svdecode.steer` refuses, and where both or none of two models are named."""
+        if "peft" in options:
+            raise ValueError(f"model_args has no peft=: write adapter={options['peft']} for a PEFT adapter")
         if (adapter is None) == (steer_from is None):
             raise ValueError("model_args needs adapter=FOLDER or steer_from=MODEL, one of them")
         if mu is None and adapter is None:
@@ -78,6 +86,7 @@ class SteeredLM(HFLM):
             penalty=None if penalty is None else float(penalty),
             mode=mode,
         )
+        self._source = {"adapter": adapter, "steer_from": steer_from}
         self._generation = self._model.settings
         self._scoring = self._generation._replace(penalty=float(scoring_penalty)).check()
 
@@ -90,15 +99,35 @@ class SteeredLM(HFLM):
         with torch.no_grad():
             return super()._model_generate(context, max_length, stop, **generation)
 
+    def get_model_info(self) -> dict[str, object]:
+        """What lm-eval writes of the model into "config" of its results, and how it was steered.
 
-def main(arguments: list[str]) -> None:
-    """lm-eval's command line with `arguments`; `--model svdecode` unless they name a model."""
-    from lm_eval.__main__ import cli_evaluate
+        mu, alpha, penalty (of generation), scoring_penalty, direction, mode, adapter and steer_from; fit for strict JSON.
+        """
+        scoring = {"scoring_penalty": self._scoring.penalty, "mode": self._model.mode}
+        return super().get_model_info() | plain({**self._generation._asdict(), **scoring, **self._source})
 
-    if not any(word == "--model" or word.startswith("--model=") for word in arguments):
-        commands = ("run", "ls", "validate")
-        at = 1 if arguments and arguments[0] in commands else 0
-        if not arguments or arguments[0] not in commands[1:]:
-            arguments = [*arguments[:at], "--model", NAME, *arguments[at:]]
-    sys.argv = ["svdecode lm-eval", *arguments]
-    cli_evaluate()
+
+def result_name(model_args: str | Mapping[str, object]) -> str:
+    """The name under which lm-eval saves results: the base model, how it is steered, and mu where it is given."""
+    given = simple_parse_args_string(model_args) if isinstance(model_args, str) else model_args
+    by = Path(str(given.get("adapter") or given.get("steer_from"))).name
+    mu = f"-mu{given['mu']}" if given.get("mu") is not None else ""
+    return f"{given.get('pretrained')}-{NAME}-{by}{mu}"
+
+
+def _name_results() -> None:
+    """Let lm-eval's tracker name the results of this model by `result_name`."""
+    original = GeneralConfigTracker.log_experiment_args
+
+    @functools.wraps(original)
+    def log_experiment_args(self, model_source, model_args, *rest, **named) -> None:
+        original(self, model_source, model_args, *rest, **named)
+        if model_source == NAME and model_args:
+            self.model_name = result_name(model_args)
+            self.model_name_sanitized = sanitize_model_name(self.model_name)
+
+    GeneralConfigTracker.log_experiment_args = log_experiment_args
+
+
+_name_results()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from svdecode.common import distributed
@@ -55,6 +55,7 @@ def evaluate(
     output: str | Path | None = None,
     name: str | None = None,
     progress: bool = True,
+    show: Callable[[Report], None] | None = None,
 ) -> Report:
     """Compare pre-trained model, warm start, SVDecode and its ablations on one task.
 
@@ -62,7 +63,7 @@ def evaluate(
     `accelerate launch` or `torchrun` the questions are shared out; the first process judges, and writes the report.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         data: rows, a Dataset, a file, or the name of a data set or built-in task (`svdecode.data.sources.numbered_rows`).
         model: a PeftModel; any causal LM together with `pretrained`; or a model alone, which is then the one system.
         tokenizer: theirs.
@@ -88,6 +89,7 @@ def evaluate(
         output: folder for records.jsonl, results.json, results.md and results.png; a run that was interrupted goes on there.
         name: of the model, for the report.
         progress: show a bar on stderr.
+        show: called by the first process with the report before it is saved, so that a full disk does not lose it.
 
     Raises:
         ValueError: a wrong argument, unusable data, no strength, or an `output` made with other settings; before any forward.
@@ -147,6 +149,8 @@ def evaluate(
         records=found,
     )
     if distributed.is_main():
+        if show is not None:
+            show(report)
         records.finish(found)
         if folder is not None:
             save_report(report, folder)

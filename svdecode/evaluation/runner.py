@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from svdecode.common import distributed
 from svdecode.data.batches import pad_token_id
+from svdecode.decoding.answers import first_line
 from svdecode.evaluation.generation import Generator
 from svdecode.evaluation.items import Item
 from svdecode.evaluation.records import Records
@@ -106,9 +107,7 @@ class Runner:
         return found
 
     def _cut(self, text: str) -> str:
-        if not self.task.one_line:
-            return text.strip()
-        return next((line.strip() for line in text.splitlines() if line.strip()), "")
+        return first_line(text) if self.task.one_line else text.strip()
 
 
 def run_all(runner: Runner, mine: Sequence[list[Item]], records: Records, progress: bool) -> list[dict]:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from svdecode.calibration.calibrate import calibrate
-from svdecode.calibration.collect import collect_tokens
 from svdecode.common import distributed
 from svdecode.common.files import to_json, write_atomically
-from svdecode.common.intervals import bootstrap_interval
 from svdecode.common.tables import markdown_table, with_interval
 from svdecode.constants import ALPHA, KL
 from svdecode.data.batches import collate, pad_token_id, with_prompt
@@ -27,6 +25,11 @@ from svdecode.strength.calibration import Calibration
 from svdecode.warmstart.train import step_folder
 
 NLL = Metric("NLL", higher_is_better=False)
+CAPTION = (
+    "Kept gold tokens: the tokens of the right answers that pass the confidence mask; by default steering chooses no others. "
+    "Coverage: their share of all tokens of the right answers. Kept NLL: their mean NLL in nats."
+)
+"""What the words of the steps' table mean."""
 
 
 def checkpoints(folder: str | Path) -> list[int]:
@@ -56,7 +59,7 @@ def calibrate_for(
     """Calibrate on the gold answers of a task's own data, under the task's own prompts.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         calibration_data: in the task's format; a question that is also in `data` is refused.
         data: the test data.
         model: a PeftModel, or any causal LM together with `pretrained`.
@@ -84,12 +87,13 @@ def evaluate_steps(
     seed: int = 0,
     output: str | Path | None = None,
     progress: bool = True,
+    show: Callable[[list[dict]], None] | None = None,
     **settings: object,
 ) -> list[dict[str, object]]:
     """Calibrate each checkpoint and compare warm start and SVDecode with the exact strength on the test data.
 
     Args:
-        task: one of `svdecode.evaluation.TASKS`.
+        task: one of `svdecode.evaluation.tasks.TASKS`.
         data: test data, as in `evaluate`.
         folder: with the checkpoints, step-N each.
         load: gives the adapted model of one checkpoint's folder.
@@ -98,6 +102,7 @@ def evaluate_steps(
         alpha: confidence threshold.
         few_shot, limit, batch_size, seed, progress: as in `evaluate`.
         output: folder for steps.json, steps.md and steps.png, and one folder per checkpoint, where an interrupted run goes on.
+        show: called by the first process with the rows before they are saved.
         settings: further arguments of `evaluate`.
 
     Returns:
@@ -114,18 +119,16 @@ def evaluate_steps(
     rows = []
     for step in steps:
         model = load(step_folder(folder, step))
-        found = calibrate(
-            model, _gold_batches(calibration, model, tokenizer, batch_size), alpha=alpha, progress=progress
-        )
-        held_out = _held_out(
-            model, _gold_batches(test, model, tokenizer, batch_size), found, seed, f"step {step}", progress
-        )
+        batches = [_gold_batches(part, model, tokenizer, batch_size) for part in (calibration, test)]
+        found = calibrate(model, batches[0], held_out=batches[1], alpha=alpha, seed=seed, progress=progress)
         report = evaluate(
             task, data, model, tokenizer, mu=found, estimators=["exact"], ablations=False,
             few_shot=few_shot, limit=limit, batch_size=batch_size, seed=seed, progress=progress,
             output=None if output is None else step_folder(output, step), **settings,
         )  # fmt: skip
-        rows.append({"step": step, "mu": found.mu, **held_out, **_metric_of(report, metric)})
+        rows.append({"step": step, "mu": found.mu, **held_out_change(found), **_metric_of(report, metric)})
+    if show is not None and distributed.is_main():
+        show(rows)
     if output is not None and distributed.is_main():
         write_atomically(output / "steps.json", to_json(rows, indent=2).encode())
         write_atomically(output / "steps.md", steps_markdown(rows, task, metric).encode())
@@ -137,17 +140,19 @@ def steps_markdown(rows: list[dict], task: str, metric: str) -> str:
     """A table of `evaluate_steps`, and one sentence for each checkpoint without a gain."""
     head, lines = steps_table(rows, metric)
     silent = [str(row["step"]) for row in rows if row["nll_difference"]["verdict"] == "no gain is shown"]
-    words = f"\nNLL: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
+    words = (
+        f"\nKept NLL: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
+    )
     silent = [str(r["step"]) for r in rows if r["metric_difference"].get("verdict") == "no gain is shown"]
     words += (
         f"\n{metric}: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
     )
-    return f"# {task}: gain over warm-start steps\n\n{markdown_table(head, lines)}{words}"
+    return f"# {task}: gain over warm-start steps\n\n{markdown_table(head, lines)}\n{CAPTION}\n{words}"
 
 
 def steps_table(rows: list[dict], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows; NLL in nats per kept gold token."""
-    head = ["steps", "coverage", "mu", "NLL, warm start", "NLL, SVDecode", "difference [95%]",
+    """Head and rows; the first NLL in nats per kept gold token."""
+    head = ["steps", "coverage", "mu", "kept NLL, warm start", "kept NLL, SVDecode", "difference [95%]",
             f"{metric}, warm start", f"{metric}, SVDecode", "difference [95%]"]  # fmt: skip
     lines = []
     for row in rows:
@@ -187,21 +192,32 @@ def _gold_batches(questions: list[Question], model: object, tokenizer: object, b
     return [collate(encoded[i : i + batch_size], pad) for i in range(0, len(encoded), batch_size)]
 
 
-def _held_out(
-    model: object, batches: list[dict], calibration: Calibration, seed: int, name: str, progress: bool
-) -> dict[str, object]:
-    tokens = collect_tokens(model, batches, alpha=calibration.alpha, progress=f"{name}, NLL" if progress else None)
-    if tokens.coverage == 0:
-        raise ValueError(f"{name}: no gold token of the test data is inside the kept set: use a smaller alpha")
-    plain, steered = tokens.nll(0.0), tokens.nll(calibration.mu)
-    low, high = bootstrap_interval(steered - plain, seed)
+def held_out_change(calibration: Calibration) -> dict[str, object]:
+    """What a strength does on data that did not choose it, as in a row of `evaluate_steps`.
+
+    Args:
+        calibration: made with `held_out`.
+
+    Returns:
+        "coverage": the share of the held-out gold tokens that is kept; "nll": their mean NLL in nats under "warm start" and
+        "SVDecode"; "nll_difference": SVDecode minus warm start, with a bootstrap interval over the sequences (None with a
+        single one) and a verdict.
+
+    Raises:
+        ValueError: a calibration without held-out data.
+    """
+    if "held_out" not in calibration.gains:
+        raise ValueError("this calibration has no held-out data: pass held_out= to svdecode.calibrate")
+    found = calibration.gains["held_out"]
+    # A gain is how much the NLL falls; here it is how the NLL changes.
+    ends = None if found["interval"] is None else [-end for end in reversed(found["interval"])]
     return {
-        "coverage": tokens.coverage,
-        "nll": {"warm start": plain.mean().item(), "SVDecode": steered.mean().item()},
+        "coverage": found["coverage"],
+        "nll": {"warm start": found["nll_at_0"], "SVDecode": found["nll_at_mu"]},
         "nll_difference": {
-            "difference": (steered - plain).mean().item(),
-            "interval": [low, high],
-            "verdict": verdict(NLL, low, high),
+            "difference": -found["gain"],
+            "interval": ends,
+            "verdict": verdict(NLL, *(ends or (0.0, 0.0))),
         },
     }
 

@@ -70,7 +70,7 @@ def keeps_some_keys(model: PreTrainedModel) -> bool:
 
 
 def buffered_cache(model: PreTrainedModel, room: int) -> Cache:
-    """An empty cache with room for so many tokens a row; more makes it grow."""
+    """An empty cache with room for so many tokens per row; more makes it grow."""
     config = model.config.get_text_config(decoder=True)
     count = len(DynamicCache(config=config).layers) or config.num_hidden_layers
     return Cache(layers=[BufferedLayer(room) for _ in range(count)])

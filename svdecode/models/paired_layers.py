@@ -43,7 +43,7 @@ class HalvedLayer(nn.Module):
         return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
 
     def __getattr__(self, name: str) -> object:
-        """What else a model asks of the layer, such as its weight's dtype, the base layer answers."""
+        """The base layer answers what else a model asks of the layer, such as its weight's dtype."""
         try:
             return super().__getattr__(name)
         except AttributeError:

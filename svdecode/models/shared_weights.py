@@ -2,7 +2,7 @@
 
 Steering needs a model whose adapter layers behave differently. Changing the user's model for the length of a forward would
 be felt by every other thread, and by the user when an exception strikes in between. A tree of shallow copies costs a few
-kilobytes a layer, shares every tensor, and can be changed at will.
+kilobytes per layer, shares every tensor, and can be changed at will.
 """
 
 from __future__ import annotations

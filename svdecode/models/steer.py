@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from peft import PeftModel
 from transformers import GenerationMixin, PreTrainedModel
@@ -82,18 +82,18 @@ def steer(
     own = pretrained is None or pretrained is model
     prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     settings = _settings(model, mu, alpha, penalty, direction)
-    mode = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
+    exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
 
-    steered = share_weights(ft)
+    steered: Any = share_weights(ft)
     steered.__class__ = steered_class(type(ft))
     steered.generation_config = copy.deepcopy(ft.generation_config)
     steered.settings = settings
-    steered.mode, steered.row_steps, steered.skipped_row_steps = mode, 0, 0
+    steered.mode, steered.row_steps, steered.skipped_row_steps = exact, 0, 0
     # Not submodules: parameters() and to() are those of the one model that the user sees.
     steered.__dict__["_others"] = others
     steered._same_layers = own
-    steered._virtual_tokens = VirtualTokens(model) if prompted else None
-    steered._paired_layers = PairedLayers(steered) if mode == "paired" and pretrained is None else None
+    steered._virtual_tokens = VirtualTokens(model) if prompted and isinstance(model, PeftModel) else None
+    steered._paired_layers = PairedLayers(steered) if exact == "paired" and pretrained is None else None
     for tree in (steered, *steered._others):
         use_few_rows(tree)
     return steered.eval()
@@ -125,7 +125,7 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
                 "model and pretrained have different vocabularies: "
                 f"{size} and {other.config.get_text_config().vocab_size}"
             )
-    return [share_weights(other).eval() for other in others]
+    return [cast(PreTrainedModel, share_weights(other).eval()) for other in others]
 
 
 def _exact_mode(

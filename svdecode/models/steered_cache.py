@@ -58,7 +58,7 @@ class SteeredCache:
 
     @property
     def is_compileable(self) -> bool:
-        """Of such caches generate() makes the 4-d mask itself."""
+        """generate() makes the 4-d mask of such caches itself."""
         return super().is_compileable and self.one_mask
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

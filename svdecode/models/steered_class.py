@@ -24,7 +24,7 @@ def _forward_of(cls: type[PreTrainedModel]):
     def forward(self, *arguments, **keywords):
         bound = signature.bind(self, *arguments, **with_cache_name(keywords)).arguments
         inputs = {name: value for name, value in bound.items() if name not in ("self", rest)}
-        inputs |= bound.get(rest, {})
+        inputs |= bound.get(rest, {}) if rest is not None else {}
         labels = inputs.pop("labels", None)
         for_loss = {name: inputs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in inputs}
         as_tuple = inputs.get("return_dict") is False
@@ -35,7 +35,7 @@ def _forward_of(cls: type[PreTrainedModel]):
             output = type(output)(**{"loss": loss, **output})  # in front, where a tuple has it
         return output.to_tuple() if as_tuple else output
 
-    forward.__signature__ = signature
+    forward.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return forward
 
 

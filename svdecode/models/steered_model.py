@@ -12,6 +12,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class SteeredModel:
         """(..., V) float32 log-probs of the steered distribution."""
         return fused_steer(pre, ft, self.settings.mu, **self.settings.keywords, return_kl=False).logprobs
 
-    def generate(self, inputs: Tensor | None = None, *arguments: object, **keywords: object) -> object:
+    def generate(self, inputs: Tensor | None = None, *arguments: Any, **keywords: Any) -> Any:
         """The model's own `generate()`, from the steered distribution."""
         keywords = with_cache_name(keywords)
         ids = inputs if inputs is not None else keywords.get("input_ids")

@@ -2,7 +2,7 @@
 
 The library is written against torch's stable ABI and holds the CPU operators and, where it was built with nvcc, the CUDA
 kernels. It may be missing (no compiler when svdecode was installed) or refuse to load: WHY_MISSING says so, and everything
-else works without it. What the CUDA part does not have (steered_nll, steering_vector, the gradients) the Triton kernels do.
+else works without it. The Triton kernels compute what the CUDA part lacks (steered_nll, steering_vector, the gradients).
 
 SVDECODE_LIBRARY names another library file to load. SVDECODE_CUDA_EMULATION names one built from the CUDA sources for the host
 (`csrc/emulation/`); backend "cuda" then runs on CPU tensors, slowly, for tests.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +44,13 @@ def _library() -> Path | None:
 def _why_missing(library: Path | None) -> str | None:
     """Load the library; why the operators are not here, or None."""
     if library is None:
-        compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        lacks = "torch, which has to be installed first" if compiler else "a C++ compiler"
-        return f"svdecode was installed without its compiled operators; it lacked {lacks}. Then: pip install --force-reinstall"
+        recorded = Path(__file__).with_name("not_compiled.txt")  # by setup.py
+        reason = (
+            recorded.read_text()
+            if recorded.is_file()
+            else "they are built by pip install, where there is a C++ compiler"
+        )
+        return f"svdecode is here without its compiled operators: {reason}"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:  # built for another platform, or for a torch that this one is not compatible with
@@ -78,9 +81,7 @@ def why_cuda_missing() -> str | None:
     if WHY_MISSING is not None and not HAS_CUDA:
         return WHY_MISSING
     if not HAS_CUDA:
-        return (
-            "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch, then pip again"
-        )
+        return "svdecode was installed without its CUDA kernels: they take nvcc and a CUDA build of torch; install it again"
     return None if CUDA_IS_EMULATED or torch.cuda.is_available() else "torch sees no GPU"
 
 

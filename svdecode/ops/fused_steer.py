@@ -131,7 +131,7 @@ def _run(logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, retu
     return rest if out is not None else (logprobs, *rest)
 
 
-def _fake(logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, return_kl, backend):
+def _fake(logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, return_kl, backend) -> tuple[Tensor, ...]:
     check_tensors(logits_pre, logits_ft, labels, values=False)
     dtype = float_dtype(logits_pre, logits_ft)
     has_labels = labels is not None
@@ -144,6 +144,17 @@ def _fake(logits_pre, logits_ft, mu, labels, alpha, penalty, direction, eps, ret
         present(rows_like(logits_ft, dtype, 3) if has_labels else None, logits_ft),
         saved_like(logits_ft, backend),
     )
+
+
+def _without_out(arguments):
+    """(the arguments of `fused_steer`, out) from those of `fused_steer_out`."""
+    *rest, out, backend = arguments
+    return (*rest, backend), out
+
+
+def _run_out(*arguments):
+    rest, out = _without_out(arguments)
+    return _run(*rest, out=out)  # pyright: ignore[reportCallIssue]
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -162,8 +173,9 @@ def _autograd(ctx, grad_logprobs, grad_mu, _num_kept, grad_kl, grad_mu_star, gra
         *(logits_pre, logits_ft, mu, labels, *outputs),
         *(*settings, *ctx.needs_input_grad[:2], backend),
     )
-    needs_mu = mu is not None and ctx.needs_input_grad[2]
-    mu_grad = grad_strength.sum_to_size(mu.shape).to(mu) if needs_mu else None
+    mu_grad = None
+    if mu is not None and ctx.needs_input_grad[2]:
+        mu_grad = grad_strength.sum_to_size(mu.shape).to(mu)
     return (*needed(ctx, grads), mu_grad, *(None,) * 7)
 
 
@@ -178,8 +190,8 @@ _FUSED_STEER_OUT = Operator(
     "fused_steer_out",
     f"{_ARGUMENTS}, Tensor(a!) out",
     6,
-    lambda *arguments: _run(*arguments[:-2], arguments[-1], out=arguments[-2]),
-    lambda *arguments: _fake(*arguments[:-2], arguments[-1])[1:],
+    _run_out,
+    lambda *arguments: _fake(*_without_out(arguments)[0])[1:],  # pyright: ignore[reportCallIssue]
     watched=3,
 )
 FUSED_STEER_BACKWARD = Operator(

@@ -1,4 +1,4 @@
-"""mu as the kernels take it: a number, one value a row, or each row's own mu_star."""
+"""mu as the kernels take it: a number, one value per row, or each row's own mu_star."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def optimal_strength(
 ) -> tuple[Tensor, Tensor]:
     """The strength that a gold token asks for, mu* = N / (D + eps) (Eq. 41 / 43), and its moments; sums over K.
 
-        N = [y in K] delta_y - sum p delta      D = sum delta^2      H = sum p delta^2 - (sum p delta)^2
+        N = [y in K] delta_y - sum p delta
+        D = sum delta^2
+        H = sum p delta^2 - (sum p delta)^2
 
     N / (H + eps) is the Newton step with the exact curvature. Nothing of size (..., V) is allocated by the kernels.
 

@@ -15,7 +15,7 @@ Source: "Distribution-Aligned Decoding for Efficient LLM Task Adaptation", NeurI
 
 Everything here is differentiable by autograd (K is a constant), which is what `reference_backward.py` is tested against.
 Computation and results are float64 where an input is float64, else float32. The last result of an operator that has a
-backward is None: kernels keep some numbers of each row there, the reference computes everything again.
+backward is None. Kernels keep some numbers of each row there; the reference computes everything again.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def steer_sample(
     penalty: float,
     direction: str,
 ) -> tuple[Tensor, Tensor]:
-    """(tokens (...) int64, logprobs (...)): one draw a row by inverting the CDF in the order of token ids at `uniform` (...).
+    """(tokens (...) int64, logprobs (...)): one draw per row by inverting the CDF in the order of token ids at `uniform` (...).
 
     Truncation as in transformers: temperature, then top_k, then top_p; tokens that tie with the last one are kept.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from svdecode.constants import ALPHA, KL, PENALTY, Direction
 from svdecode.ops import validation
@@ -27,6 +27,6 @@ class Setting(NamedTuple):
         return self
 
     @property
-    def keywords(self) -> dict[str, float | str]:
+    def keywords(self) -> dict[str, Any]:
         """All but the strength, as keyword arguments of an operator."""
         return {"alpha": self.alpha, "penalty": self.penalty, "direction": self.direction}

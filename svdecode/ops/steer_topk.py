@@ -23,8 +23,8 @@ def steer_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k most probable tokens of the steered distribution (Eq. 10 to 20), best first: what a beam search needs of a step.
 
-    The kernels write nothing of size (..., V): the best token of each piece of a row is known from its statistics, and k times
-    the best of them is taken and replaced by its piece's next one.
+    The kernels write nothing of size (..., V). They know the best token of each piece of a row from its statistics.
+    k times they take the best of these tokens, and the next one of its piece takes its place.
 
     Args:
         logits_pre: (..., V) logits of the pre-trained model.

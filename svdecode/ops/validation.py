@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdecode.constants import DIRECTIONS, IGNORE_INDEX
 
-_NUMBERS = (Real, torch.SymFloat, torch.SymInt)
+_NUMBERS: Any = (Real, torch.SymFloat, torch.SymInt)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(name: str, value: object) -> Tensor:
+def check_tensor(name: str, value: Any) -> Tensor:
     """Return `value` if it is a tensor, else raise TypeError naming it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     return value
 
 
-def check_logits(logits_pre: object, logits_ft: object) -> None:
+def check_logits(logits_pre: Any, logits_ft: Any) -> None:
     """Both (..., V) floating-point tensors, of one shape, on one device."""
     check_tensor("logits_pre", logits_pre)
     check_tensor("logits_ft", logits_ft)
@@ -56,7 +57,7 @@ def check_logits(logits_pre: object, logits_ft: object) -> None:
         raise ValueError(f"logits_pre and logits_ft are on different devices: {logits_pre.device}, {logits_ft.device}")
 
 
-def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `value` as a float if it is a number in [low, high] (infinite only where a bound is), else raise."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
@@ -65,7 +66,7 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
     return value
 
 
-def check_finite(name: str, value: object) -> float:
+def check_finite(name: str, value: Any) -> float:
     """Return `value` if it is a finite number, else raise."""
     value = check_number(name, value)
     if not -math.inf < value < math.inf:
@@ -73,7 +74,7 @@ def check_finite(name: str, value: object) -> float:
     return value
 
 
-def check_count(name: str, value: object, low: int = 1) -> int:
+def check_count(name: str, value: Any, low: int = 1) -> int:
     """Return `value` if it is an integer of at least `low`, else raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         kind = "a positive integer" if low == 1 else f"an integer of at least {low}"
@@ -81,8 +82,12 @@ def check_count(name: str, value: object, low: int = 1) -> int:
     return value
 
 
-def check_settings(alpha: object, direction: object, penalty: object = 0.0, eps: object = 0.0) -> None:
+def check_settings(alpha: Any, direction: Any, penalty: Any = 0.0, eps: Any = 0.0) -> None:
     """The settings that every operator shares: alpha in [0, 1], penalty <= 0, eps >= 0, a known direction."""
+    # All that is right passes here, in a quarter of the time; what follows finds out what is wrong.
+    floats = type(alpha) is type(penalty) is type(eps) is float
+    if floats and 0.0 <= alpha <= 1.0 and penalty <= 0.0 <= eps and direction in DIRECTIONS:
+        return
     check_number("alpha", alpha, 0.0, 1.0)
     check_number("penalty", penalty, -math.inf, 0.0)
     check_number("eps", eps, 0.0)
@@ -90,7 +95,7 @@ def check_settings(alpha: object, direction: object, penalty: object = 0.0, eps:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
 
 
-def check_labels(labels: object, logits: Tensor) -> None:
+def check_labels(labels: Any, logits: Tensor) -> None:
     """(...) integer tensor with the leading dimensions and device of `logits`."""
     labels = check_tensor("labels", labels)
     if labels.dtype not in (torch.int64, torch.int32):
@@ -122,7 +127,7 @@ def check_label_range(labels: Tensor, vocabulary: int) -> None:
         )
 
 
-def check_strength(mu: object, logits: Tensor) -> float | Tensor:
+def check_strength(mu: Any, logits: Tensor) -> float | Tensor:
     """Return mu if it is a finite number or a floating-point tensor that broadcasts to the rows of `logits`, else raise."""
     if type(mu) is float and -math.inf < mu < math.inf:  # the usual call, in 0.1 us
         return mu
@@ -139,7 +144,7 @@ def check_strength(mu: object, logits: Tensor) -> float | Tensor:
     return mu
 
 
-def check_strengths(mu: object, logits: Tensor) -> Tensor:
+def check_strengths(mu: Any, logits: Tensor) -> Tensor:
     """Return the (M,) strengths of `steered_nll` as a tensor on the device of `logits`."""
     mu = check_tensor("mu", mu)
     if mu.dim() != 1 or not mu.dtype.is_floating_point:
@@ -149,7 +154,7 @@ def check_strengths(mu: object, logits: Tensor) -> Tensor:
     return mu
 
 
-def check_out(out: object, logits_pre: Tensor, logits_ft: Tensor) -> Tensor:
+def check_out(out: Any, logits_pre: Tensor, logits_ft: Tensor) -> Tensor:
     """(..., V) float32 on the device of the logits, last dimension contiguous, in memory that nothing else uses."""
     out = check_tensor("out", out)
     if out.shape != logits_ft.shape or out.dtype != torch.float32 or out.device != logits_ft.device:
@@ -203,7 +208,7 @@ def _rows_overlap(starts: Tensor, ends: Tensor) -> bool:
     return bool((starts[1:] < ends[order][:-1]).any())
 
 
-def check_sampling(temperature: object, top_k: object, top_p: object) -> None:
+def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
     """temperature >= 0, top_k a positive integer or None, top_p in (0, 1] or None."""
     if check_finite("temperature", temperature) < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
@@ -216,7 +221,7 @@ def check_sampling(temperature: object, top_k: object, top_p: object) -> None:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
-def check_k(k: object, vocabulary: int) -> None:
+def check_k(k: Any, vocabulary: int) -> None:
     """An integer in [1, vocabulary]."""
     if isinstance(k, bool) or not isinstance(k, int | torch.SymInt):
         raise TypeError(f"k must be an integer, got {type(k).__name__}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class Calibration:
         held_out: TokenStatistics | None = None,
         selected: float | None = None,
         seed: int = 0,
-        **more: object,
+        **more: Any,
     ) -> Calibration:
         """Estimate all strengths, intervals and gains from token statistics.
 
@@ -243,7 +243,7 @@ class Calibration:
             return f"Steering makes it worse {measured}."
         return f"No gain is shown {measured}, which contains 0."
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Every field but the tokens, fit for JSON (`svdecode.common.files.plain`)."""
         return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
 

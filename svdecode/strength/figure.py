@@ -53,7 +53,7 @@ def plot_calibration(calibration: Calibration, path: str | Path | None = None) -
     figure = pyplot.figure(figsize=(12, 6.4), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1.7), width_ratios=(1.5, 1))
     curve = figure.add_subplot(grid[0, 0])
-    low, high = _view(calibration)
+    low, high = view(calibration)
     draw_change(curve, calibration, low, high)
     draw_estimates(figure.add_subplot(grid[1, 0], sharex=curve), calibration, low, high)
     _draw_strengths(figure.add_subplot(grid[:, 1]), calibration)
@@ -66,7 +66,7 @@ def plot_calibration(calibration: Calibration, path: str | Path | None = None) -
     return figure
 
 
-def _view(calibration: Calibration) -> tuple[float, float]:
+def view(calibration: Calibration) -> tuple[float, float]:
     """A range of mu that holds 0, the chosen strength and whatever else lies within reach of them."""
     exact = [calibration.estimates["exact"], *calibration.intervals.get("exact", [])]
     chosen = [calibration.mu, *calibration.intervals.get(calibration.estimator, [])]
@@ -85,15 +85,17 @@ def _view(calibration: Calibration) -> tuple[float, float]:
 def draw_change(axes: Axes, calibration: Calibration, low: float, high: float) -> None:
     """NLL(mu) - NLL(0) on the calibration data and, where there are some, on held-out data."""
     mus = [low + (high - low) * i / (_POINTS - 1) for i in range(_POINTS)]
-    parts = {"calibration": (calibration.tokens, BLUE), "held out": (calibration.held_out_tokens, ORANGE)}
-    parts = {name: part for name, part in parts.items() if part[0] is not None}
-    for name, (tokens, colour) in parts.items():
+    parts = {"calibration": (calibration.tokens, BLUE, "-"), "held out": (calibration.held_out_tokens, ORANGE, "--")}
+    for name, (tokens, colour, dashes) in parts.items():
+        if tokens is None:
+            continue
         at_zero = tokens.derivatives(0.0)[0]
         change = [tokens.derivatives(mu)[0] - at_zero for mu in mus]
         label = f"{name}: {len(tokens)} tokens, NLL at 0 {at_zero:.3f}, coverage {tokens.coverage:.2f}"
-        axes.plot(mus, change, color=colour, linewidth=2, label=label)
+        axes.plot(mus, change, color=colour, linestyle=dashes, linewidth=2, label=label)
         if int(tokens.sequence.min()) >= 0:  # files of schema 1 do not know the sequences
-            axes.fill_between(mus, *curve_band(tokens, mus), color=colour, alpha=0.15, linewidth=0)
+            low_band, high_band = curve_band(tokens, mus).tolist()
+            axes.fill_between(mus, low_band, high_band, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(calibration.mu, color=_colour(calibration.estimator), linewidth=1.2)
@@ -134,6 +136,7 @@ def draw_estimates(axes: Axes, calibration: Calibration, low: float, high: float
 
 
 def _draw_strengths(axes: Axes, calibration: Calibration) -> None:
+    assert calibration.tokens is not None  # plot_calibration has checked
     strengths = calibration.tokens.mu_star.double()
     low, high = strengths.quantile(0.05).item(), strengths.quantile(0.95).item()
     axes.hist(strengths[(strengths >= low) & (strengths <= high)].tolist(), bins=40, color=BLUE, alpha=0.8)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def save(folder: Path, values: dict[str, object], parts: dict[str, TokenStatisti
     write_atomically(folder / FILE_NAME, to_json(values, indent=2).encode())
 
 
-def load(folder: Path, parts: tuple[str, ...]) -> tuple[dict[str, object], dict[str, TokenStatistics]]:
+def load(folder: Path, parts: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values and whichever of the parts are there; ValueError, KeyError or AttributeError where a file is damaged."""
     values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     schema, digest = values.pop("schema"), values.pop("tokens_sha256", None)

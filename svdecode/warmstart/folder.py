@@ -2,7 +2,7 @@
 
     adapter_config.json, adapter_model.safetensors   the adapter, at the end
     svdecode-warmstart.json   settings, what was trained on, the loss of each step, whether the run is complete
-    svdecode-splits.json      which examples trained and which did not (svdecode/splits.py)
+    svdecode-splits.json      which examples trained and which did not (svdecode/data/splits.py)
     training.png              the loss over the steps (`svdecode warmstart`)
     step-N/                   the adapter after chosen steps, complete in itself
     checkpoints/              for `resume`: trained tensors as safetensors, and Trainer's own states of optimizer, schedule

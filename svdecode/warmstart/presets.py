@@ -49,9 +49,9 @@ class Preset:
     epochs: float = 1.0
     """Passes over the examples."""
     batch_size: int = 1
-    """Examples a forward, on each device."""
+    """Examples per forward, on each device."""
     gradient_accumulation: int = 1
-    """Forwards a step."""
+    """Forwards per step."""
     max_length: int = 512
     """Tokens of prompt and completion together; longer examples are cut at the end."""
     warmup: float = 0.0
@@ -101,7 +101,7 @@ class Preset:
         return math.ceil(self.epochs * -(-forwards // self.gradient_accumulation))
 
     def training_arguments(self, folder: str | Path, checkpoint_steps: int) -> TrainingArguments:
-        """Trainer's arguments: checkpoints in `folder` after every so many steps (0: none), nothing printed, a log a step."""
+        """Trainer's arguments: checkpoints in `folder` after every so many steps (0: none), nothing printed, a log per step."""
         arguments = TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=self.batch_size,

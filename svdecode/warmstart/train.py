@@ -11,8 +11,9 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -50,7 +51,7 @@ class _Progress(TrainerCallback):
 
     def __init__(self, output: Path, save_steps: Sequence[int], splits: Splits, show: bool) -> None:
         self.output, self.save_steps, self.splits, self.show = output, set(save_steps), splits, show
-        self.bar = None
+        self.bar: Any = None
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.start, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
@@ -62,7 +63,7 @@ class _Progress(TrainerCallback):
             disable=not (self.show and state.is_world_process_zero),
         )
 
-    def on_step_end(self, args, state, control, model=None, **_) -> None:
+    def on_step_end(self, args, state, control, model: Any = None, **_) -> None:
         self.bar.update()
         if state.global_step in self.save_steps and state.is_world_process_zero:
             folder = step_folder(self.output, state.global_step)
@@ -70,7 +71,7 @@ class _Progress(TrainerCallback):
             self.splits.save(folder)
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
-        if "loss" not in (logs or {}):
+        if logs is None or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
             raise ValueError(
@@ -89,13 +90,13 @@ class _Progress(TrainerCallback):
 class _AdapterTrainer(Trainer):
     """Checkpoints hold the trained tensors as they are: peft's format drops the encoder of P-Tuning v2."""
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
+    def _save(self, output_dir: Any = None, state_dict=None) -> None:
         if self.args.should_save:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(self.model).items()}
             save_file(tensors, Path(output_dir) / _TRAINED_NAME)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model=None) -> None:
         saved, trained = load_file(Path(resume_from_checkpoint) / _TRAINED_NAME), _trained(self.model)
         if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in trained.items()}:
             raise ValueError(f"the checkpoint {resume_from_checkpoint} is of another model or another adapter")
@@ -104,7 +105,7 @@ class _AdapterTrainer(Trainer):
                 parameter.copy_(saved[name])
 
 
-def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -203,7 +204,7 @@ def warmstart(
 
 def _train(
     adapted: PeftModel,
-    rows: list[dict[str, list[int]]],
+    rows: Any,
     settings: Preset,
     pad: int,
     output: Path,
@@ -229,7 +230,7 @@ def _train(
 
 
 def _history(state: TrainerState) -> dict[str, object]:
-    """Steps, tokens of prompts and completions, and the loss of each step in nats a completion token."""
+    """Steps, tokens of prompts and completions, and the loss of each step in nats per completion token."""
     losses = [
         {name: entry[name] for name in ("step", "loss", "learning_rate")}
         for entry in state.log_history
@@ -239,7 +240,7 @@ def _history(state: TrainerState) -> dict[str, object]:
 
 
 def _encoded(
-    examples: Sequence[dict], tokenizer: PreTrainedTokenizerBase, settings: Preset, model: PreTrainedModel
+    examples: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, settings: Preset, model: PreTrainedModel
 ) -> list[dict[str, list[int]]]:
     """Token ids and labels of the examples that have something to learn within `max_length`."""
     rows = [encode(example, tokenizer, settings.max_length) for example in examples]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from svdecode.evaluation.tasks import commonsense, nll, truthfulqa_gen, truthfulqa_mc
+from svdecode.evaluation.tasks import commonsense, exact_match, nll, truthfulqa_gen, truthfulqa_mc
 from svdecode.evaluation.tasks.base import Task
 
 SCORES = ("generate", "choices")
 """How the commonsense tasks are measured; the first is the paper's way and the default."""
 
-TASKS = (truthfulqa_mc.NAME, truthfulqa_gen.NAME, *commonsense.NAMES, nll.NAME)
+TASKS = (truthfulqa_mc.NAME, truthfulqa_gen.NAME, *commonsense.NAMES, exact_match.NAME, nll.NAME)
 """Names that `find_task` knows."""
 
-_SINGLE = {module.NAME: module.TASK for module in (truthfulqa_mc, truthfulqa_gen, nll)}
+_SINGLE = {module.NAME: module.TASK for module in (truthfulqa_mc, truthfulqa_gen, exact_match, nll)}
 
 
 def find_task(name: str, score: str | None = None) -> Task:

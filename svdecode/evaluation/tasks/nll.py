@@ -13,13 +13,24 @@ def questions(rows: list[dict], few_shot: list[dict] | None) -> list[Question]:
     if "text" in rows[0]:
         need_columns(rows, ("text",), NAME)
         return [Question(text=row["text"][:80], prompt="", completion=row["text"], ends=False) for row in rows]
+    pairs = pairs_of(rows, NAME, "a column text, or ")
+    return [Question(text=one["prompt"], prompt=one["prompt"], completion=one["completion"]) for one in pairs]
+
+
+def pairs_of(rows: list[dict], task: str, other: str = "") -> list[dict[str, str]]:
+    """{"prompt", "completion"} of each row; ValueError where the rows are of no such layout, or a text is empty.
+
+    Args:
+        rows: with normalised column names.
+        task: its name, for messages.
+        other: what else the task takes, for messages.
+    """
     examples = examples_of(rows)
     if examples is None:
-        raise ValueError(
-            f"data for {NAME} need a column text, or prompt and completion, got {', '.join(rows[0]) or 'none'}"
-        )
-    need_columns(examples, COLUMNS, NAME)
-    return [Question(text=one["prompt"], prompt=one["prompt"], completion=one["completion"]) for one in examples]
+        found = ", ".join(rows[0]) or "none"
+        raise ValueError(f"data for {task} need {other}prompt and completion, got {found}")
+    need_columns(examples, COLUMNS, task)
+    return examples
 
 
 TASK = Task(name=NAME, metrics=(Metric("NLL", higher_is_better=False),), how=TOKENS, questions=questions)
