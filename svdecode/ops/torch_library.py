@@ -108,10 +108,11 @@ def is_watched(inputs: tuple) -> bool:
         return True
     wants_gradients = torch.is_grad_enabled()
     for x in inputs:
-        if type(x) is Tensor or type(x) is Parameter:
+        kind = type(x)
+        if kind is Tensor or kind is Parameter:
             if wants_gradients and x.requires_grad:
                 return True
-        elif isinstance(x, Tensor):
+        elif kind is not float and isinstance(x, Tensor):  # a number needs no look at torch's classes, which is slow
             return True
     return False
 
