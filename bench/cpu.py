@@ -2,8 +2,10 @@
 
     python bench/cpu.py --threads 1 [--rows ...] [--vocabularies ...] [--output FILE]
 
-For each shape all variants take turns, on inputs that rotate through more memory than the caches hold, writing into outputs
-that are made once; medians over the rounds. The rivals are the method's formulas without the handling of infinities and NaN.
+For each shape all variants take turns, on inputs that rotate through more memory than the caches hold; medians over the rounds.
+Each variant is timed in two ways: its log-probs go into a buffer that is reused (svdecode's out=, `out.copy_` in the compiled
+function, log_softmax(out=) in eager), and into a fresh tensor per call. The rivals are the method's formulas without the
+handling of infinities and NaN.
 
     all        log-probs, KL and the moments of a label             greedy    the most probable steered token
     logprobs   log-probs alone (return_kl=False, no labels)         bound     torch.add of both inputs into the output's memory
@@ -17,34 +19,40 @@ import argparse
 import datetime
 import json
 import math
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from inputs import gold_labels, rotation
 from torch import Tensor
 
 import svdecode
+from svdecode.common.tables import markdown_table
+from svdecode.common.timing import in_turns, microseconds, processor_name
 
-ROTATED_BYTES = 100e6
-SECONDS = 1.0  # a variant's share of a shape
-ROUNDS = (5, 200)
 ALPHA, MU = 0.1, 0.5
+RIVALS = ("compiled", "eager")
+WAYS = {"reused": "into a buffer that is reused", "fresh": "fresh output"}
 
 
-def rival_logprobs(a: Tensor, z: Tensor) -> Tensor:
+def steered(a: Tensor, z: Tensor, kept: Tensor, delta: Tensor, out: Tensor | None) -> Tensor:
+    """Steered log-probs, in `out` where one is given and eager PyTorch computes them."""
+    return torch.log_softmax(torch.where(kept, z + MU * delta, -math.inf), -1, out=out)
+
+
+def rival_logprobs(a: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
     """Steered log-probs, nothing more."""
     a, z = a.float(), z.float()
     p = torch.softmax(z, -1)
     d = z - a
     delta = p * (d - (p * d).sum(-1, keepdim=True))
     kept = z >= z.amax(-1, keepdim=True) + math.log(ALPHA)
-    return torch.log_softmax(torch.where(kept, z + MU * delta, -math.inf), -1)
+    return steered(a, z, kept, delta, out)
 
 
-def rival_all(a: Tensor, z: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+def rival_all(a: Tensor, z: Tensor, labels: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
     """Steered log-probs, KL and the moments N, D, H."""
     a, z = a.float(), z.float()
     p = torch.softmax(z, -1)
@@ -52,7 +60,7 @@ def rival_all(a: Tensor, z: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     mean_d = (p * d).sum(-1, keepdim=True)
     delta = p * (d - mean_d)
     kept = z >= z.amax(-1, keepdim=True) + math.log(ALPHA)
-    logprobs = torch.log_softmax(torch.where(kept, z + MU * delta, -math.inf), -1)
+    logprobs = steered(a, z, kept, delta, out)
     kl = mean_d.squeeze(-1) - torch.logsumexp(z, -1) + torch.logsumexp(a, -1)
     masked = torch.where(kept, delta, 0.0)
     mean = (p * masked).sum(-1)
@@ -65,36 +73,41 @@ def rival_greedy(a: Tensor, z: Tensor) -> Tensor:
     return rival_logprobs(a, z).argmax(-1)
 
 
-def inputs(rows: int, vocabulary: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of peaked logits, together larger than the caches."""
-    count = max(4, math.ceil(ROTATED_BYTES / (2 * rows * vocabulary * dtype.itemsize)))
-    pairs = []
-    for seed in range(min(count, 128)):
-        generator = torch.Generator().manual_seed(seed % 4)
-        ft = torch.empty(rows, vocabulary).normal_(generator=generator)
-        ft[:, vocabulary // 3], ft[:, vocabulary // 2] = 15.0, 14.5
-        pre = ft + 0.2 * torch.empty(rows, vocabulary).normal_(generator=generator)
-        pairs.append((pre.to(dtype), ft.to(dtype)))
-    return pairs
+def logprobs_into(a: Tensor, z: Tensor, out: Tensor) -> Tensor:
+    """`rival_logprobs` for torch.compile, which writes straight into `out`."""
+    return out.copy_(rival_logprobs(a, z))
 
 
-def variants(rows: int, vocabulary: int) -> dict[str, dict[str, object]]:
-    """What is timed, by output and name."""
+def all_into(a: Tensor, z: Tensor, labels: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+    """`rival_all` for torch.compile, which writes straight into `out`."""
+    logprobs, *rest = rival_all(a, z, labels)
+    return out.copy_(logprobs), *rest
+
+
+def variants(rows: int, vocabulary: int) -> dict[str, dict[str, Callable]]:
+    """What is timed, by output; the names end in the way where there are two."""
     torch._dynamo.reset()
-    out = torch.empty(rows, vocabulary)
-    labels = torch.full((rows,), vocabulary // 3)
-    compiled = {f.__name__: torch.compile(f) for f in (rival_all, rival_logprobs, rival_greedy)}
+    out, labels = torch.empty(rows, vocabulary), gold_labels(rows, vocabulary)
+    functions = (rival_all, all_into, rival_logprobs, logprobs_into, rival_greedy)
+    compiled = {function.__name__: torch.compile(function) for function in functions}
     return {
         "all": {
-            "svdecode": lambda a, z: svdecode.fused_steer(a, z, MU, labels=labels, out=out),
-            "eager": lambda a, z: rival_all(a, z, labels),
-            "compiled": lambda a, z: compiled["rival_all"](a, z, labels),
+            "svdecode reused": lambda a, z: svdecode.fused_steer(a, z, MU, labels=labels, out=out),
+            "eager reused": lambda a, z: rival_all(a, z, labels, out),
+            "compiled reused": lambda a, z: compiled["all_into"](a, z, labels, out),
+            "svdecode fresh": lambda a, z: svdecode.fused_steer(a, z, MU, labels=labels),
+            "eager fresh": lambda a, z: rival_all(a, z, labels),
+            "compiled fresh": lambda a, z: compiled["rival_all"](a, z, labels),
         },
         "logprobs": {
-            "svdecode": lambda a, z: svdecode.fused_steer(a, z, MU, return_kl=False, out=out),
-            "eager": rival_logprobs,
-            "compiled": compiled["rival_logprobs"],
-            "bound": lambda a, z: torch.add(a, z, out=out),
+            "svdecode reused": lambda a, z: svdecode.fused_steer(a, z, MU, return_kl=False, out=out),
+            "eager reused": lambda a, z: rival_logprobs(a, z, out),
+            "compiled reused": lambda a, z: compiled["logprobs_into"](a, z, out),
+            "bound reused": lambda a, z: torch.add(a, z, out=out),
+            "svdecode fresh": lambda a, z: svdecode.fused_steer(a, z, MU, return_kl=False),
+            "eager fresh": rival_logprobs,
+            "compiled fresh": compiled["rival_logprobs"],
+            "bound fresh": lambda a, z: torch.add(a, z, out=torch.empty(rows, vocabulary)),
         },
         "greedy": {
             "svdecode": lambda a, z: svdecode.steer_sample(a, z, MU, temperature=0.0),
@@ -104,40 +117,15 @@ def variants(rows: int, vocabulary: int) -> dict[str, dict[str, object]]:
     }
 
 
-def timed(calls: dict[str, object], pairs: list[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
-    """Microseconds of every round of every variant, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.perf_counter()
-    for turn in range(ROUNDS[1] + 2):
-        for place, (name, call) in enumerate(calls.items()):
-            pair = pairs[(turn * len(calls) + place) % len(pairs)]  # one that no other variant has just read
-            start = time.perf_counter()
-            call(*pair)
-            times[name].append(1e6 * (time.perf_counter() - start))
-        if turn == 1:  # compiled and warm
-            begin = time.perf_counter()
-        if turn >= ROUNDS[0] + 2 and time.perf_counter() - begin > SECONDS * len(calls):
-            break
-    return {name: found[2:] for name, found in times.items()}
-
-
-def measure(rows: int, vocabulary: int, dtype: torch.dtype) -> list[dict]:
+def measure(rows: int, vocabulary: int, dtype: torch.dtype, rivals: list[str], seconds: float) -> list[dict]:
     """All outputs at one shape."""
-    pairs = inputs(rows, vocabulary, dtype)
+    pairs = rotation(rows, vocabulary, dtype)
     results = []
     for output, calls in variants(rows, vocabulary).items():
-        times = timed(calls, pairs)
-        results.append(
-            {
-                "output": output,
-                "rows": rows,
-                "vocabulary": vocabulary,
-                "dtype": str(dtype).removeprefix("torch."),
-                "rounds": len(times["svdecode"]),
-                "us": {name: statistics.median(t) for name, t in times.items()},
-                "quartiles_us": {name: statistics.quantiles(t, n=4)[::2] for name, t in times.items()},
-            }
-        )
+        timed = {name: call for name, call in calls.items() if name.split()[0] in ("svdecode", "bound", *rivals)}
+        times = in_turns(timed, pairs, seconds=seconds)
+        shape = {"output": output, "rows": rows, "vocabulary": vocabulary, "dtype": str(dtype).removeprefix("torch.")}
+        results.append({**shape, "rounds": len(next(iter(times.values()))), **microseconds(times)})
     return results
 
 
@@ -154,53 +142,66 @@ def call_overhead() -> dict[str, float]:
         "torch.empty(1)": lambda: torch.empty(1),
     }
     best = dict.fromkeys(calls, math.inf)
-    for _ in range(30):
+    for _ in range(150):  # short bursts: other processes leave some of them alone
         for name, call in calls.items():
             start = time.perf_counter()
-            for _ in range(1000):
+            for _ in range(200):
                 call()
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+            best[name] = min(best[name], 5e3 * (time.perf_counter() - start))
     return best
 
 
-def table(report: dict) -> str:
-    """Markdown: times faster than the rivals, share of the bound."""
-    lines = [
-        ", ".join(
-            [report["cpu"], report["instruction_set"], f"{report['threads']} thread(s)", f"torch {report['torch']}"]
-        ),
-        "",
-        "| rows x V | dtype | all us | x compile | x eager | logprobs us "
-        "| x compile | x eager | of bound | greedy us | dense / greedy |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    shapes: dict[tuple, dict[str, dict]] = {}
+def shapes_of(report: dict) -> dict[tuple, dict[str, dict]]:
+    """The results by (rows, vocabulary, dtype) and output."""
+    found: dict[tuple, dict[str, dict]] = {}
     for row in report["results"]:
-        shapes.setdefault((row["rows"], row["vocabulary"], row["dtype"]), {})[row["output"]] = row["us"]
-    for (rows, vocabulary, dtype), found in shapes.items():
-        cells = [f"{rows} x {vocabulary}", dtype]
-        for output in ("all", "logprobs"):
-            us = found[output]
-            cells += [
-                f"{us['svdecode']:.0f}",
-                f"{us['compiled'] / us['svdecode']:.1f}",
-                f"{us['eager'] / us['svdecode']:.1f}",
-            ]
-        dense = found["logprobs"]
-        cells.append(f"{dense['bound'] / dense['svdecode']:.0%}")
-        cells += [f"{found['greedy']['svdecode']:.0f}", f"{dense['svdecode'] / found['greedy']['svdecode']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        found.setdefault((row["rows"], row["vocabulary"], row["dtype"]), {})[row["output"]] = row
+    return found
+
+
+def cells(row: dict, way: str = "") -> list[str]:
+    """svdecode's microseconds with their quartiles, and how often the rivals' times contain it."""
+    us, ours = row["us"], f"svdecode{way}"
+    low, high = row["quartiles_us"][ours]
+    rivals = (us.get(f"{rival}{way}") for rival in RIVALS)
+    return [
+        f"{us[ours]:.0f} ({low:.0f}-{high:.0f})",
+        *("" if them is None else f"{them / us[ours]:.1f}" for them in rivals),
+    ]
+
+
+def tables(report: dict) -> str:
+    """Markdown: a table for each way, and one for the token alone, which needs no (rows, V) output."""
+    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    head = ["rows x V", "dtype"]
+    rivals = ["x compile", "x eager"]
+    text = f"{report['cpu']}, {report['instruction_set']}, {threads}, torch {report['torch']}, {report['date']}\n"
+    shapes = shapes_of(report)
+    for way, title in WAYS.items():
+        rows = []
+        for (count, vocabulary, dtype), found in shapes.items():
+            us = found["logprobs"]["us"]
+            bound = f"{us[f'bound {way}'] / us[f'svdecode {way}']:.0%}"
+            parts = [cells(found[output], f" {way}") for output in ("all", "logprobs")]
+            rows.append([f"{count} x {vocabulary:,}", dtype, *parts[0], *parts[1], bound])
+        columns = [*head, "all us (quartiles)", *rivals, "logprobs us (quartiles)", *rivals, "of bound"]
+        text += f"\n{threads}, {title}:\n\n{markdown_table(columns, rows)}"
+    rows = [[f"{count} x {v:,}", dtype, *cells(found["greedy"])] for (count, v, dtype), found in shapes.items()]
+    text += f"\n{threads}, the most probable token alone:\n\n"
+    text += markdown_table([*head, "greedy us (quartiles)", *rivals], rows)
     overhead = ", ".join(f"{name} {us:.1f} us" for name, us in report["call_overhead_us"].items())
-    return "\n".join([*lines, "", f"One call at V = 64: {overhead}."])
+    return f"{text}\nOne call at V = 64: {overhead}."
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON."""
+    """Measure, print the tables, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--vocabularies", type=int, nargs="*", default=[49_152, 151_936])
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per variant, shape and output")
     parser.add_argument("--output", type=Path, help="JSON goes here")
     arguments = parser.parse_args()
     found = svdecode.backends()["cpu"]
@@ -208,11 +209,8 @@ def main() -> None:
         parser.error(f"the C++ operators are not here: {found.reason}")
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
-    cpu = subprocess.run(
-        ["sh", "-c", "lscpu | grep 'Model name' | cut -d: -f2"], capture_output=True, text=True
-    ).stdout.strip()
     report = {
-        "cpu": cpu,
+        "cpu": processor_name(),
         "instruction_set": found.reason,
         "threads": arguments.threads,
         "torch": torch.__version__,
@@ -223,12 +221,13 @@ def main() -> None:
     for vocabulary in arguments.vocabularies:
         for rows in arguments.rows:
             for dtype in arguments.dtypes:
-                report["results"] += measure(rows, vocabulary, getattr(torch, dtype))
+                found = measure(rows, vocabulary, getattr(torch, dtype), arguments.rivals, arguments.seconds)
+                report["results"] += found
                 print(f"{rows} x {vocabulary} {dtype} done", file=sys.stderr)
-    print(table(report))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1))
+                if arguments.output:  # a run that is stopped keeps what it has
+                    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+                    arguments.output.write_text(json.dumps(report, indent=1))
+    print(tables(report))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,16 @@ import argparse
 import copy
 import json
 import math
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 import svdecode
+from svdecode.common.timing import in_turns, processor_name, quartiles
 from svdecode.models import steered_model
 from svdecode.models.loading import device, load_model
 from svdecode.ops.reference import fused_steer as eager_steer
@@ -117,19 +115,18 @@ def measure(model: object, other: object | None, batch: int, prompt: int, new: i
     torch.manual_seed(1)
     ids = torch.randint(5, model.config.vocab_size, (batch, prompt)).to(model.device)
     chosen = variants(model, other, batch)
-    seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for run in chosen.values():  # warms up; a GPU at full length, since a static cache's shapes are compiled for
         run(ids, new if ids.is_cuda else WARM_UP)
-    for _ in tqdm(range(rounds), desc=f"batch {batch}", unit="round"):
-        for name, run in chosen.items():
-            start = time.perf_counter()
-            run(ids, new)
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    seconds = in_turns(
+        chosen, [(ids, new)], device=ids.device.type, warm_up=0, rounds=(rounds, rounds), title=f"batch {batch}"
+    )
+    found = {name: quartiles(times) for name, times in seconds.items()}
+    medians = {name: median for name, (_, median, _) in found.items()}
     plain = medians["plain, generate()"]
     rows = {
         name: {
             "tokens_per_second": batch * new / median,
+            "quartiles_seconds": found[name][::2],
             "spread": (max(seconds[name]) - min(seconds[name])) / median,
             "over_plain": plain / median,
         }
@@ -173,7 +170,12 @@ def main() -> None:
     arguments = parser.parse_args()
     model, other = adapted_model(arguments.adapter, getattr(torch, arguments.dtype))
     found = [measure(model, other, b, arguments.prompt, arguments.new, arguments.rounds) for b in arguments.batches]
-    report = {**vars(arguments), "machine": _processor(), "threads": torch.get_num_threads(), "results": found}
+    report = {
+        **vars(arguments),
+        "machine": processor_name(device().type),
+        "threads": torch.get_num_threads(),
+        "results": found,
+    }
     print(f"{arguments.adapter}, {arguments.dtype}, {report['machine']}, {report['threads']} threads, "
           f"{arguments.prompt} + {arguments.new} tokens, {arguments.rounds} rounds")  # fmt: skip
     for result in found:
@@ -184,16 +186,6 @@ def main() -> None:
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python bench/operators.py [--device cuda|cpu] [--rows ...] [--vocabularies ...] [--budget SECONDS] [--output FILE]
 
-Every variant computes the same outputs; variants take turns within each round, so that all meet the same machine; medians
-over the rounds. Inputs rotate through more memory than the last-level cache holds. The bound is the minimum traffic (both
-inputs read, the output written once) over the bandwidth of a copy measured in the same run. On a GPU times are from CUDA
-events, and from the replay of a captured graph where there are few rows.
+Every variant computes the same outputs, and writes log-probs into one buffer that is reused. Variants take turns within each
+round, so that all meet the same machine; medians over the rounds. Inputs rotate through more memory than the last-level cache
+holds. The bound is the minimum traffic (both inputs read, the output written once) over the bandwidth of a copy measured in the
+same run. On a GPU times are from CUDA events, and from the replay of a captured graph where there are few rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -22,22 +21,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from inputs import gold_labels, rotation
 from torch import Tensor
 
 import svdecode
+from svdecode.common.timing import in_turns, microseconds, processor_name, seconds_of
 from svdecode.ops import reference
 
-CACHE_BYTES = {"cuda": 200e6, "cpu": 100e6}
+RIVALS = ("eager", "compiled")
+OUTPUTS = ("dense", "scalars", "greedy")
 GRAPH_ROWS = 64
 ROUNDS = {"cuda": 30, "cpu": 7}
 MU = 0.5
 CUDA_CPP = torch.cuda.is_available() and bool(svdecode.backends()["cuda"])
 
 
-def dense_reference(pre: Tensor, ft: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs and KL in plain PyTorch."""
-    out = reference.fused_steer(pre, ft, ft.new_tensor(MU), None, 0.1, -math.inf, "kl", 1e-12, True)
-    return out[0], out[3]
+def dense_reference(pre: Tensor, ft: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probs, in `out` where one is given, and KL in plain PyTorch."""
+    found = reference.fused_steer(pre, ft, ft.new_tensor(MU), None, 0.1, -math.inf, "kl", 1e-12, True, out)
+    return found[0], found[3]
 
 
 def scalars_reference(pre: Tensor, ft: Tensor, labels: Tensor) -> Tensor:
@@ -56,8 +58,8 @@ def variants(output: str, out: Tensor, labels: Tensor, compiled: dict[str, Calla
         return {
             "svdecode": lambda a, z: svdecode.fused_steer(a, z, MU, out=out),
             **({"cuda c++": lambda a, z: svdecode.fused_steer(a, z, MU, out=out, backend="cuda")} if CUDA_CPP else {}),
-            "eager": dense_reference,
-            "compiled": compiled["dense"],
+            "eager": lambda a, z: dense_reference(a, z, out),
+            "compiled": lambda a, z: compiled["dense"](a, z, out),
         }
     if output == "scalars":
         return {
@@ -70,20 +72,6 @@ def variants(output: str, out: Tensor, labels: Tensor, compiled: dict[str, Calla
         "eager": greedy_reference,
         "compiled": compiled["greedy"],
     }
-
-
-def seconds_of(call: Callable, inputs: tuple[Tensor, Tensor], device: str) -> float:
-    """One timed call."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call(*inputs)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    begin = time.perf_counter()
-    call(*inputs)
-    return time.perf_counter() - begin
 
 
 def graph_seconds(call: Callable, inputs: tuple[Tensor, Tensor], replays: int = 200) -> float:
@@ -110,49 +98,24 @@ def copy_bandwidth(device: str) -> float:
     size = int(1e9 if device == "cuda" else 2e8)
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     source.zero_()
-    times = [seconds_of(lambda a, b: b.copy_(a), (source, target), device) for _ in range(12)]
+    times = [seconds_of(lambda: target.copy_(source), device) for _ in range(12)]
     return 2 * size / statistics.median(times[2:])
 
 
-def logits(rows: int, vocabulary: int, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of peaked logits, as many as it takes to outgrow the cache."""
-    size = 2 * rows * vocabulary * torch.finfo(dtype).bits // 8
-    pairs = []
-    for seed in range(max(2, math.ceil(2 * CACHE_BYTES[device] / size)) if size < CACHE_BYTES[device] else 2):
-        generator = torch.Generator(device).manual_seed(seed % 4)
-        ft = torch.empty(rows, vocabulary, dtype=dtype, device=device).normal_(generator=generator)
-        ft[:, vocabulary // 3] = 15.0
-        ft[:, vocabulary // 2] = 14.5
-        pairs.append((ft + 0.25, ft))
-        if len(pairs) == 64:
-            break
-    return pairs
-
-
 def measure(
-    device: str, rows: int, vocabulary: int, dtype: torch.dtype, bandwidth: float, compiled: dict
+    device: str, rows: int, vocabulary: int, dtype: torch.dtype, bandwidth: float, compiled: dict, rivals: list[str]
 ) -> list[dict]:
     """All outputs at one shape."""
-    pairs = logits(rows, vocabulary, dtype, device)
+    pairs = rotation(rows, vocabulary, dtype, device)
     out = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
-    labels = torch.full((rows,), vocabulary // 3, device=device)
-    read = 2 * rows * vocabulary * torch.finfo(dtype).bits // 8
+    labels = gold_labels(rows, vocabulary, device)
+    read = 2 * rows * vocabulary * dtype.itemsize
     results = []
-    for output in ("dense", "scalars", "greedy"):
+    for output in OUTPUTS:
         found = variants(output, out, labels, compiled)
-        times: dict[str, list[float]] = {name: [] for name in found}
+        found = {name: call for name, call in found.items() if name not in RIVALS or name in rivals}
         failed: dict[str, str] = {}
-        for turn in range(ROUNDS[device] + 2):
-            for name, call in found.items():
-                if name in failed:
-                    continue
-                try:
-                    seconds = seconds_of(call, pairs[turn % len(pairs)], device)
-                except (torch.OutOfMemoryError, RuntimeError) as error:
-                    failed[name] = type(error).__name__
-                    continue
-                if turn >= 2:
-                    times[name].append(seconds)
+        times = in_turns(found, pairs, device=device, rounds=(ROUNDS[device],) * 2, failed=failed)
         minimum = read + (4 * rows * vocabulary if output == "dense" else 0)
         row = {
             "output": output,
@@ -161,8 +124,7 @@ def measure(
             "dtype": str(dtype).removeprefix("torch."),
             "minimum_bytes": minimum,
             "bound_us": 1e6 * minimum / bandwidth,
-            "us": {name: 1e6 * statistics.median(t) for name, t in times.items() if t},
-            "spread_us": {name: [1e6 * min(t), 1e6 * max(t)] for name, t in times.items() if t},
+            **microseconds(times),
             "failed": failed,
         }
         if device == "cuda":
@@ -184,6 +146,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--vocabularies", type=int, nargs="*")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds after which no further shape is begun")
     parser.add_argument("--output", type=Path, help="JSON goes here instead of stdout")
     arguments = parser.parse_args()
@@ -204,13 +167,13 @@ def main() -> None:
                 skipped.append([count, vocabulary])
                 continue
             dtype = getattr(torch, arguments.dtype)
-            for row in measure(arguments.device, count, vocabulary, dtype, bandwidth, compiled):
+            for row in measure(arguments.device, count, vocabulary, dtype, bandwidth, compiled, arguments.rivals):
                 results.append(row)
                 times = ", ".join(f"{name} {us:.1f}" for name, us in row["us"].items())
                 share = row["bound_us"] / row["us"]["svdecode"]
                 print(f"{count} x {vocabulary} {row['output']}: {times} us; {share:.0%} of the bound", file=sys.stderr)
     report = {
-        "card": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "card": processor_name(arguments.device),
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,

@@ -19,12 +19,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import torch
+from inputs import gold_labels, peaked_logits
 from torch import Tensor
 from triton.runtime import interpreter
 
 import svdecode
-
-MODEL_KEPT = 2  # tokens that share the mass of a peaked row, as of a language model most of the time
+from svdecode.common.tables import markdown_table
 
 
 @dataclass
@@ -63,24 +63,15 @@ def counted() -> Iterator[Traffic]:
         builder.create_masked_load, builder.create_masked_store = load, store
 
 
-def peaked_rows(rows: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """bfloat16 logits with MODEL_KEPT likely tokens a row, in tiles and splits of their own."""
+def flat_logits(rows: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits so alike that every token is kept at alpha = 0.1."""
     torch.manual_seed(0)
-    ft = torch.randn(rows, vocabulary)
-    for token in range(MODEL_KEPT):
-        ft[:, (2 * token + 1) * vocabulary // (2 * MODEL_KEPT)] = 20.0 - 0.5 * token
-    return (ft + 0.2 * torch.randn_like(ft)).bfloat16(), ft.bfloat16()
-
-
-def flat_rows(rows: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """bfloat16 logits so alike that every token is kept at alpha = 0.1."""
-    torch.manual_seed(0)
-    return tuple((0.1 * torch.randn(rows, vocabulary)).bfloat16() for _ in range(2))
+    return tuple((0.1 * torch.randn(rows, vocabulary)).to(dtype) for _ in range(2))
 
 
 def measure(vocabulary: int, rows: int = 1) -> list[dict[str, object]]:
     """One row of the table for each operator, on peaked and on flat rows."""
-    labels = torch.full((rows,), vocabulary // 3)
+    labels = gold_labels(rows, vocabulary)
     read, write = 2 * 2 * rows * vocabulary, 4 * rows * vocabulary
     mus = torch.tensor([0.0, 0.5, 1.0, 2.0])
     operators = {
@@ -96,8 +87,8 @@ def measure(vocabulary: int, rows: int = 1) -> list[dict[str, object]]:
         "steer_sample, temperature 1": (read, lambda a, z: svdecode.steer_sample(a, z, 0.5)),
     }
     table = []
-    for kind, make in (("peaked", peaked_rows), ("flat", flat_rows)):
-        pre, ft = make(rows, vocabulary)
+    for kind, make in (("peaked", peaked_logits), ("flat", flat_logits)):
+        pre, ft = make(rows, vocabulary, torch.bfloat16)
         for name, (minimum, call) in operators.items():
             with counted() as traffic:
                 call(pre, ft)
@@ -126,11 +117,11 @@ def main() -> None:
         print(json.dumps(table))
         return
     print(f"One row of V = {arguments.vocabulary:,}, bfloat16 in, float32 out; bytes.\n")
-    print("| rows | operator | minimum | loaded | stored | of the minimum |\n|---|---|---|---|---|---|")
-    for row in table:
-        print(
-            "| {rows} | {operator} | {minimum:,} | {loaded:,} | {stored:,} | ".format(**row) + f"{row['ratio']:.3f} |"
-        )
+    columns = ("minimum", "loaded", "stored")
+    rows = [
+        [row["rows"], row["operator"], *(f"{row[name]:,}" for name in columns), f"{row['ratio']:.3f}"] for row in table
+    ]
+    print(markdown_table(["rows", "operator", *columns, "of the minimum"], rows), end="")
 
 
 if __name__ == "__main__":

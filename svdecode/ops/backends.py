@@ -144,7 +144,7 @@ _REMEMBERED: dict[tuple, Callable] = {}
 
 def implementation_for(operator: str, backend: str | None, logits_pre: Tensor, logits_ft: Tensor) -> Callable:
     """What computes an operator on these logits; remembered, since finding it takes a tenth of a small call."""
-    key = (operator, backend or _PREFERRED.name, backend is None, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
+    key = (operator, backend, _PREFERRED.name, logits_ft.device, logits_pre.dtype, logits_ft.dtype)
     run = _REMEMBERED.get(key)
     if run is None:
         run = _REMEMBERED[key] = implementation(choose(backend, logits_pre, logits_ft), operator)

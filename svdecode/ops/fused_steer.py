@@ -101,12 +101,12 @@ def fused_steer(
     if out is not None:
         validation.check_out(out, logits_pre, logits_ft)
     arguments = (logits_pre, logits_ft, strength, labels, alpha, penalty, direction, eps, bool(return_kl))
-    if out is None or not is_watched(logits_pre, logits_ft, strength, out):
-        result = _FUSED_STEER(backend, *arguments, labels=labels, short=(out, False))
+    if out is None or not is_watched((logits_pre, logits_ft, strength, out)):
+        result = _FUSED_STEER(backend, arguments, labels, (out, False))
     elif torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*arguments, out)):
         raise ValueError("out cannot be used where a gradient is required: detach the inputs or leave out= away")
     else:
-        result = (out, *_FUSED_STEER_OUT(backend, *arguments, out))
+        result = (out, *_FUSED_STEER_OUT(backend, (*arguments, out)))
     logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
     return SteerOutput(

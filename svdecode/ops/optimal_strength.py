@@ -57,7 +57,7 @@ def optimal_strength(
     validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction, eps=eps)
     validation.check_labels(labels, logits_ft)
-    return _OPTIMAL_STRENGTH(backend, logits_pre, logits_ft, labels, alpha, direction, eps, labels=labels)[:2]
+    return _OPTIMAL_STRENGTH(backend, (logits_pre, logits_ft, labels, alpha, direction, eps), labels)[:2]
 
 
 def _run(logits_pre, logits_ft, labels, alpha, direction, eps, backend):

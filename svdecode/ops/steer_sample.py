@@ -61,7 +61,7 @@ def steer_sample(
     else:
         uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
     settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
-    return _STEER_SAMPLE(backend, logits_pre, logits_ft, strength, *settings)
+    return _STEER_SAMPLE(backend, (logits_pre, logits_ft, strength, *settings))
 
 
 def _run(logits_pre, logits_ft, *arguments):

@@ -50,7 +50,7 @@ def steer_topk(
     strength = validation.check_strength(mu, logits_ft)
     if isinstance(strength, Tensor):
         strength = strength.detach()
-    return _STEER_TOPK(backend, logits_pre, logits_ft, strength, k, alpha, penalty, direction)
+    return _STEER_TOPK(backend, (logits_pre, logits_ft, strength, k, alpha, penalty, direction))
 
 
 def _run(logits_pre, logits_ft, mu, k, *arguments):

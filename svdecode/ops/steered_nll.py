@@ -57,7 +57,7 @@ def steered_nll(
     validation.check_labels(labels, logits_ft)
     strengths = validation.check_strengths(mu, logits_ft)
     settings = (alpha, penalty, direction)
-    return _STEERED_NLL(backend, logits_pre, logits_ft, labels, strengths, *settings, labels=labels)[0]
+    return _STEERED_NLL(backend, (logits_pre, logits_ft, labels, strengths, *settings), labels)[0]
 
 
 def _run(logits_pre, logits_ft, labels, mu, alpha, penalty, direction, backend):

@@ -47,7 +47,7 @@ def steering_vector(
     """
     validation.check_logits(logits_pre, logits_ft)
     validation.check_settings(alpha, direction)
-    return _STEERING_VECTOR(backend, logits_pre, logits_ft, alpha, direction)[0]
+    return _STEERING_VECTOR(backend, (logits_pre, logits_ft, alpha, direction))[0]
 
 
 def _run(logits_pre, logits_ft, alpha, direction, backend):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch.nn import Parameter
 
 from svdecode.constants import SAVED_FIELDS
@@ -66,26 +67,25 @@ class Operator:
             torch.library.register_autograd(f"svdecode::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
         self.registered = getattr(torch.ops.svdecode, name)
 
-    def __call__(self, backend: str | None, logits_pre: Tensor, logits_ft: Tensor, *arguments, labels=None, short=()):
+    def __call__(self, backend: str | None, arguments: tuple, labels: Tensor | None = None, short: tuple = ()):
         """Call it with checked arguments, those of the schema but for a mu that may be a number.
 
         Args:
             backend: the public function's argument.
-            logits_pre: (..., V).
-            logits_ft: (..., V).
-            arguments: the rest.
+            arguments: logits_pre (..., V), logits_ft (..., V) and the rest.
             labels: those among the arguments, whose values are still to be checked.
             short: what the backend alone gets, behind the arguments.
         """
-        if is_watched(logits_pre, logits_ft, *arguments[: self.watched - 2]):
+        if is_watched(arguments[: self.watched]):
             if self.watched > 2:
-                arguments = (as_tensor(arguments[0]), *arguments[1:])
-            return self.registered(logits_pre, logits_ft, *arguments, choose(backend, logits_pre, logits_ft))
+                arguments = (*arguments[:2], as_tensor(arguments[2]), *arguments[3:])
+            return self.registered(*arguments, choose(backend, arguments[0], arguments[1]))
+        logits_ft = arguments[1]
         if labels is not None:
             validation.check_label_range(labels, logits_ft.shape[-1])
-        run = implementation_for(self.name, backend, logits_pre, logits_ft)
+        run = implementation_for(self.name, backend, arguments[0], logits_ft)
         try:
-            return run(logits_pre, logits_ft, *arguments, *short)
+            return run(*(arguments + short))
         except RuntimeError as error:
             raise out_of_memory(error, logits_ft) from None
 
@@ -102,16 +102,17 @@ def _guarded(run: Callable) -> Callable:
     return guarded
 
 
-def is_watched(*inputs: object) -> bool:
+def is_watched(inputs: tuple) -> bool:
     """Whether a call must go through torch.ops: a gradient is wanted, or torch.compile or another mode looks on."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0:
         return True
     wants_gradients = torch.is_grad_enabled()
     for x in inputs:
-        if type(x) is Tensor or type(x) is Parameter:
+        kind = type(x)
+        if kind is Tensor or kind is Parameter:
             if wants_gradients and x.requires_grad:
                 return True
-        elif isinstance(x, Tensor):
+        elif kind is not float and isinstance(x, Tensor):  # a number needs no look at torch's classes, which is slow
             return True
     return False
 
