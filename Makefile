@@ -49,6 +49,7 @@ define environment
 endef
 
 bench: env
+	$(BIN)/pytest bench/test_operators.py --benchmark-min-time=0.05
 	$(BIN)/svdecode bench
 	for threads in 1 2; do $(BIN)/python bench/cpu.py --threads $$threads; done
 	for adapter in lora ia3 pretrained; do $(BIN)/python bench/decoding.py --adapter $$adapter; done
