@@ -21,8 +21,8 @@ from svdecode.demo.facts import country_facts
 from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
 
 SHOWN = 6
-COLOURS = {"pre-trained": "#cbd5e0", "warm start": GREY, "steered": ORANGE}
-HATCHES = {"pre-trained": "", "warm start": "//", "steered": ""}
+COLOURS = {"pre-trained": "#cbd5e0", "LoRA": GREY, "steered": ORANGE}
+HATCHES = {"pre-trained": "", "LoRA": "//", "steered": ""}
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def draw(step: dict, tokenizer, mu: float, path: Path) -> None:
     if step["gold"] not in order:
         order[-1] = step["gold"]
     order.sort(key=lambda token: -step["ft"][token])
-    parts = {"pre-trained": step["pre"], "warm start": step["ft"], "steered": step["steered"]}
+    parts = {"pre-trained": step["pre"], "LoRA": step["ft"], "steered": step["steered"]}
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(8.4, 3.6), layout="constrained")
     for index, (name, distribution) in enumerate(parts.items()):
@@ -69,14 +69,15 @@ def draw(step: dict, tokenizer, mu: float, path: Path) -> None:
             places, heights, 0.25, label=name, color=COLOURS[name], hatch=HATCHES[name], edgecolor="#4a5568"
         )
         axes.bar_label(bars, [f"{h:.2f}" if h >= 0.005 else "0" for h in heights], fontsize=7, padding=1)
-    labels = [repr(tokenizer.decode([token])).strip("'\"") for token in order]
+    labels = [f"{step['done']}{tokenizer.decode([token])}" for token in order]
     axes.set_xticks(range(len(order)), labels)
     for label, token in zip(axes.get_xticklabels(), order, strict=True):
         label.set_fontweight("bold" if token == step["gold"] else "normal")
     axes.set_ylabel("probability of the next token")
+    axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
     text = max(step["question"]["prompt"].replace("<|im_end|>", "").splitlines(), key=len)
-    axes.set_title(f'{text}  Answer so far: "{step["done"]}"', fontsize=10)
+    axes.set_title(f"{text}   {step['done']} ...", fontsize=11)
     axes.legend(frameon=False)
     caption = f"{BUNDLED_NAME}, a LoRA after 48 steps, mu = {mu:.2f}. Bold: the right next token."
     figure.supxlabel(caption, fontsize=8)
@@ -87,13 +88,14 @@ def main() -> None:
     """Find the step and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--only", default="", help="look only at questions that contain this text")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images" / "one-step.png")
     arguments = parser.parse_args()
     base, tokenizer = load_model()
     calibration = svdecode.Calibration.from_pretrained(arguments.adapter)
     steered = svdecode.steer(load_adapter(base, arguments.adapter), mu=calibration)
     rows, splits = country_facts(0, tokenizer, bundled=True)
-    questions = splits.select(rows, "test")
+    questions = [row for row in splits.select(rows, "test") if arguments.only in row["prompt"]]
     step = best_step(steered, tokenizer, questions)
     draw(step, tokenizer, calibration.mu, arguments.output)
     print(

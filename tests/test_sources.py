@@ -58,8 +58,8 @@ def test_tabs_and_newline_delimited_json(tmp_path):
     ("name", "content", "words"),
     [
         ("a.parquet", b"PAR1\x15\x04", r"a Parquet file, .*pandas\.read_parquet\('.*a\.parquet'\)\.to_json"),
-        ("a.jsonl.gz", gzip.compress(b"{}"), "a gzip file, .*gunzip -k .*a.jsonl.gz"),
-        ("a.jsonl", gzip.compress(b"{}"), "a gzip file"),  # whatever its name is
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0), "a gzip file, .*gunzip -k .*a.jsonl.gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "a gzip file"),  # whatever its name is
         ("a.zst", b"\x28\xb5\x2f\xfd\x00", "a Zstandard file, .*unzstd"),
         ("a.xlsx", b"PK\x03\x04", "a zip or Excel file, .*save the sheet as CSV"),
         ("a.csv", "prompt,completion\na,caf\xe9\n".encode("latin-1"),
