@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluation_kit import tiny_tokenizer, write_truthful
+from tiny import tiny_llama, tiny_lora
 
 import svdecode
 from svdecode.common.timing import in_turns, microseconds, processor_name, quartiles
@@ -186,3 +188,46 @@ def test_a_large_result_asks_for_huge_pages():
     result = svdecode.fused_steer(pre, ft, 0.5)
     assert any(asked_for_huge_pages(result.logprobs))
     assert not any(asked_for_huge_pages(torch.empty(12_000_000)))
+
+
+def tiny_pair(monkeypatch, script):
+    """Let a script load a tiny model in the place of the bundled one."""
+    monkeypatch.setattr(script, "load_model", lambda *_: (tiny_llama(), None))
+    return script
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pretrained"])
+def test_decoding_compares_with_plain_decoding(adapter, tmp_path, run_script, monkeypatch):
+    tiny_pair(monkeypatch, importlib.import_module("decoding"))
+    file = tmp_path / "decoding.json"
+    small = ["--batches", "1", "--prompt", "4", "--new", "5", "--rounds", "2"]
+    printed = run_script("decoding", "--adapter", adapter, *small, "--json", file)
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["variants"]["plain, generate()"]["over_plain"] == 1.0
+    assert ("two forwards" in result["variants"]) == (adapter == "lora")
+    for row in result["variants"].values():
+        low, high = row["quartiles_seconds"]
+        assert 0 < low <= 5 / row["tokens_per_second"] <= high
+    assert "| lazy, thin loop, sampling |" in printed
+
+
+def test_calibration_times_the_forwards_and_the_rest(run_script, monkeypatch):
+    script = tiny_pair(monkeypatch, importlib.import_module("calibration"))
+    monkeypatch.setattr(script, "TOKENS", 200)
+    small = ["--batches", "1", "--batch-size", "2", "--length", "12", "--prompt", "4"]
+    found = json.loads(run_script("calibration", *small, "--json"))
+    assert found["tokens_a_batch"] == 2 * (12 - 4)
+    assert found["forward_ms_a_token"] > 0
+
+
+@pytest.mark.parametrize("adapter", [None, "folder"])
+def test_shared_prompt_has_a_command_line(adapter, tmp_path, run_script, monkeypatch):
+    script = importlib.import_module("shared_prompt")
+    file = write_truthful(tmp_path / "truthfulqa.csv")
+    monkeypatch.setattr(script, "load_model", lambda name: (tiny_llama(), tiny_tokenizer()))
+    monkeypatch.setattr(script, "load_adapter", lambda model, folder: tiny_lora())
+    options = [] if adapter is None else ["--adapter", adapter]
+    found = json.loads(run_script("shared_prompt", "--data", file, "--limit", 2, *options, "--json"))
+    assert found["questions"] == 2
+    assert found["largest_difference"] < 1e-4
+    assert "| factor |" in run_script("shared_prompt", "--data", file, "--limit", 2, *options)
