@@ -60,6 +60,7 @@ bench: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python tests/typing/extract.py
 	$(BIN)/pyright
 

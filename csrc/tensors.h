@@ -40,15 +40,16 @@ inline Tensor new_bytes(const Tensor& like, int64_t bytes) {
   return new_tensor(like, ScalarType::Byte, 1, &bytes, &stride);
 }
 
-// Fresh memory of the CPU is mapped page by page while a kernel writes into it, which takes longer than the kernel where a tensor is
-// too large for the heap (glibc: from 32 MiB). Huge pages need 512 times fewer faults. This is a hint: a system that has none to
-// give, or that refuses, maps small pages as before.
+// Fresh memory of the CPU is mapped page by page while a kernel writes into it, which takes longer than the kernel where a
+// tensor is too large for the heap (glibc: from 32 MiB). Huge pages need 512 times fewer faults. This is a hint: a system that
+// has none to give, or that refuses, maps small pages as before.
 inline void prefer_huge_pages(const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (!tensor.is_cpu()) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   const uintptr_t end = begin + static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
-  const uintptr_t page = static_cast<uintptr_t>(getpagesize()), first = (begin + page - 1) / page * page, last = end / page * page;
+  const uintptr_t page = static_cast<uintptr_t>(getpagesize()), first = (begin + page - 1) / page * page,
+                  last = end / page * page;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }

@@ -4,27 +4,11 @@
 // of a tile are made first, by whichever operator is differentiated; what follows is the same for all.
 #pragma once
 
+#include "gradient_sums.h"
 #include "tile.h"
 
 namespace svdecode {
 namespace SVDECODE_TARGET {
-
-constexpr float sign(float x) { return (x > 0.0f ? 1.0f : 0.0f) - (x < 0.0f ? 1.0f : 0.0f); }
-
-// Sums of the incoming gradient g of the log-probs over a piece of a row.
-struct GradientSums {
-  float g = 0, g_delta = 0, ps_delta = 0, g_outside = 0, ps_outside = 0;
-};
-
-// What a row's tokens share: the sum of g, and dL/dN, dL/dD, dL/dH, dL/dKL.
-struct Coefficients {
-  float g = 0, n = 0, d = 0, h = 0, kl = 0;
-};
-
-// Sums over K of dL/dc and of p (w + [u c]).
-struct DeltaSums {
-  float grad_c = 0, pw = 0;
-};
 
 class BackwardRow {
  public:

@@ -84,7 +84,8 @@ def in_turns(
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile; of one value that value."""
-    return tuple(statistics.quantiles(values, n=4)) if len(values) > 1 else (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return low, middle, high
 
 
 def microseconds(times: dict[str, list[float]]) -> dict[str, dict]:
