@@ -77,7 +77,7 @@ def draw(step: dict, tokenizer, mu: float, path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
     text = max(step["question"]["prompt"].replace("<|im_end|>", "").splitlines(), key=len)
-    axes.set_title(f"{text}   {step['done']} ...", fontsize=11)
+    axes.set_title(f'{text}   Answer so far: "{step["done"]}"', fontsize=11)
     axes.legend(frameon=False)
     caption = f"{BUNDLED_NAME}, a LoRA after 48 steps, mu = {mu:.2f}. Bold: the right next token."
     figure.supxlabel(caption, fontsize=8)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "held_out" in block)
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "calibrate" in block)
 ADAPTERS = {
     "LoRA": LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj"]),
     "IA3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),

@@ -51,7 +51,9 @@ def calibrate(
         str | None,
         typer.Option("--select", help="Choose mu, alpha, penalty and direction by a metric: nll or exact_match."),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Confidence threshold.")] = ALPHA,
+    alpha: Annotated[
+        float, typer.Option(help="Confidence threshold: keep tokens with this share of the top probability, or more.")
+    ] = ALPHA,
     direction: Annotated[str, typer.Option(help="kl or log_ratio.")] = KL,
     batch_size: Annotated[int, typer.Option(help="Examples per forward.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Cut longer examples to this many tokens.")] = None,

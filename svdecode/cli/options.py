@@ -15,7 +15,10 @@ from svdecode.common.files import check_writable
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Folder or hub name of the pre-trained model. Default: SmolLM2-135M-Instruct."),
+    typer.Option(
+        "--model",
+        help="Folder or hub name of the pre-trained model. Default: the bundled SmolLM2-135M-Instruct (extra demo).",
+    ),
 ]
 DeviceMapOption = Annotated[
     str | None,
