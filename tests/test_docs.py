@@ -34,7 +34,7 @@ def without_code(text: str) -> str:
 
 def leftovers(text: str) -> list[str]:
     """Marks of unfinished work, and words in capitals that stand where a figure should."""
-    found = re.findall(r"\b(?:TODO|FIXME|XXX+|TBD|TBA)\b|\?\?\?+", text)
+    found = re.findall(r"\b(?:TODO|FIXME|XXX+|TBD|TBA)\b|\?\?\?+|@@\w+", text)
     prose = without_code(text)
     for line in re.findall(r"^\|(.*)\|$", prose, re.MULTILINE):
         cells = [cell.strip(" *") for cell in line.split("|")]
@@ -54,7 +54,7 @@ def test_a_planted_placeholder_is_found():
     assert leftovers(row.format("535,768 | 1,792 | 1.048")) == []
     for planted in ("TOPKP", "TBD", "FIG1", "MU_A"):
         assert set(leftovers(row.format(planted))) == {planted}
-    for planted in ("It takes TOPKF us.", "- TODO: measure", "mu is ??? here"):
+    for planted in ("It takes TOPKF us.", "- TODO: measure", "mu is ??? here", "it takes @@us@@"):
         assert leftovers(planted), planted
     assert leftovers("A `TOPKP` in code, an NVIDIA GPU, LoRA, an FP32 sum.") == []
 
@@ -63,9 +63,6 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as the site makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
-
-
-# README.md still describes the layout of before; remove this mark with the new README.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
