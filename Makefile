@@ -27,17 +27,17 @@ demo: env
 
 # Not `python -m pytest`: it would put this folder, and with it kernels/, on the import path.
 test: env
-	$(BIN)/pytest -n 2 tests
+	$(BIN)/pytest -n 2 --dist worksteal tests
 
 # The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
 # torch alone stays the pinned one.
 test-newest:
 	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager)
-	.venv-newest/bin/pytest -n 2 $(MODEL_TESTS)
+	.venv-newest/bin/pytest -n 2 --dist worksteal $(MODEL_TESTS)
 
 test-oldest:
 	$(call environment,.venv-oldest,-r requirements-oldest.txt)
-	.venv-oldest/bin/pytest -n 2 $(MODEL_TESTS)
+	.venv-oldest/bin/pytest -n 2 --dist worksteal $(MODEL_TESTS)
 
 # $(call environment,FOLDER,ARGUMENTS OF PIP): a virtual environment with svdecode and all that the tests need.
 define environment

@@ -140,7 +140,7 @@ def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
     assert set(spills) == {("0", "0")}
     assert max(registers) <= 64
     (library,) = (tmp_path / "lib").rglob("*.so")
-    code = "print(torch.ops.svdecode_compiled.has_cuda(), svdecode.backends()['cuda'])" + REPORT
+    code = "found = svdecode.backends()['cuda']; print(torch.ops.svdecode_compiled.has_cuda(), found)" + REPORT
     text = run(
         *(sys.executable, "-c", "import torch, svdecode; " + code),
         cwd=tmp_path,
