@@ -38,3 +38,17 @@ def test_each_process_takes_its_own_card(monkeypatch):
     assert loading.device() == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert loading.device() == torch.device("cpu")
+
+
+def test_a_missing_adapter_is_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from svdecode.cli.app import app
+
+    data = tmp_path / "x.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    for command in (["calibrate", "--data", data], ["generate", "a", "--mu", "1"]):
+        found = CliRunner().invoke(app, [*map(str, command), "--adapter", str(tmp_path / "none")])
+        assert "adapter_config.json is missing" in str(found.exception)
+    assert not (tmp_path / "none").exists()

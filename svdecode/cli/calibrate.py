@@ -83,8 +83,9 @@ def calibrate(
     quiet()
     from svdecode.calibration.calibrate import calibrate as estimate
     from svdecode.common.distributed import is_main, wait
-    from svdecode.models.loading import load_adapter, load_model
+    from svdecode.models.loading import check_adapter_folder, load_adapter, load_model
 
+    check_adapter_folder(adapter)
     with writing_to(adapter):
         base, tokenizer = load_model(model, device_map)
         found = estimate(

@@ -52,9 +52,10 @@ def generate(
     import torch
 
     from svdecode.decoding.generate import generate as decode
-    from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder, load_adapter, load_model
     from svdecode.models.steer import steer
 
+    check_adapter_folder(adapter)
     base, tokenizer = load_model(model, device_map)
     steered = steer(load_adapter(base, adapter), mu=strength)
     ids = tokenizer(text, return_tensors="pt").input_ids.to(steered.device)

@@ -85,13 +85,18 @@ def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.to(device()).eval(), tokenizer
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """The adapter in a local folder on top of `model`; ValueError where there is none or it does not fit."""
+def check_adapter_folder(folder: str | Path) -> None:
+    """ValueError where a folder holds no adapter; asked before a model is loaded, which can take minutes."""
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} is not an adapter folder: adapter_config.json is missing")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(f"{folder} has no adapter_model.safetensors")
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """The adapter in a local folder on top of `model`; ValueError where there is none or it does not fit."""
+    check_adapter_folder(folder)
     try:
         return PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
