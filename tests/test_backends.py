@@ -127,3 +127,15 @@ def test_no_memory_looks_as_it_does_in_torch():
 def test_an_error_that_is_not_about_memory_stays_as_it_is():
     error = RuntimeError("something else")
     assert compiled.out_of_memory(error, torch.zeros(1)) is error
+
+
+def test_an_out_that_alone_is_no_plain_tensor_goes_through_torch():
+    class Own(torch.Tensor):
+        pass
+
+    pre, ft = model_rows(2, 20, dtype=torch.float32)
+    out = torch.empty(2, 20).as_subclass(Own)
+    expected = svdecode.fused_steer(pre, ft, 0.5)
+    got = svdecode.fused_steer(pre, ft, 0.5, out=out)
+    assert torch.equal(torch.Tensor(got.logprobs), expected.logprobs)
+    assert torch.equal(torch.Tensor(got.kl), expected.kl)

@@ -106,7 +106,7 @@ def fused_steer(
     elif torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*arguments, out)):
         raise ValueError("out cannot be used where a gradient is required: detach the inputs or leave out= away")
     else:
-        result = (out, *_FUSED_STEER_OUT(backend, (*arguments, out)))
+        result = (out, *_FUSED_STEER_OUT.through_torch(backend, (*arguments, out)))
     logprobs, used, num_kept, kl, mu_star, moments, _ = result
     has_labels = labels is not None
     return SteerOutput(

@@ -77,9 +77,7 @@ class Operator:
             short: what the backend alone gets, behind the arguments.
         """
         if is_watched(arguments[: self.watched]):
-            if self.watched > 2:
-                arguments = (*arguments[:2], as_tensor(arguments[2]), *arguments[3:])
-            return self.registered(*arguments, choose(backend, arguments[0], arguments[1]))
+            return self.through_torch(backend, arguments)
         logits_ft = arguments[1]
         if labels is not None:
             validation.check_label_range(labels, logits_ft.shape[-1])
@@ -88,6 +86,12 @@ class Operator:
             return run(*(arguments + short))
         except RuntimeError as error:
             raise out_of_memory(error, logits_ft) from None
+
+    def through_torch(self, backend: str | None, arguments: tuple):
+        """The call through torch.ops, whoever looks on."""
+        if self.watched > 2:
+            arguments = (*arguments[:2], as_tensor(arguments[2]), *arguments[3:])
+        return self.registered(*arguments, choose(backend, arguments[0], arguments[1]))
 
 
 def _guarded(run: Callable) -> Callable:
