@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rows import kept_labels, model_rows
 import svdecode
 
 OPS = torch.ops.svdecode
+ROOT = Path(__file__).parent.parent
 
 
 def samples(backend):
@@ -192,3 +194,10 @@ def test_the_kernels_are_not_importable_under_another_projects_name(tmp_path):
     code = "import importlib.util, svdecode.kernels; print(importlib.util.find_spec('kernels'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert run.stdout.strip() == "None"
+
+
+def test_in_a_clone_transformers_may_import_the_folder_of_kernels():
+    """It asks the module `kernels` for its version, also where triton is missing."""
+    code = "import sys; sys.modules['triton'] = None; sys.path.insert(0, ''); import kernels; print(kernels.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == str(ROOT / "kernels" / "__init__.py"), done.stderr

@@ -84,7 +84,7 @@ def implementation(name: str, operator: str) -> Callable:
             return found
         name = "triton" if _HAS_TRITON else "reference"
     if name == "triton":
-        return getattr(importlib.import_module("svdecode.kernels"), operator)
+        return importlib.import_module("svdecode.kernels").operator(operator)
     if name != "reference":
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
     part = "reference_backward" if operator.endswith("_backward") else "reference"
