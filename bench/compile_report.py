@@ -31,13 +31,14 @@ from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100, 120)
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 INTEGER_POINTERS = {"label_ptr": "*i64", "count_out_ptr": "*i32", "token_out_ptr": "*i64"}
 FLOATS = ("mu_number", "log_alpha", "penalty", "eps", "inverse_temperature", "top_p")
 LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z0-9_:]+)*?(?:\.v(\d))?\.[bufs](\d+)\b")
 
 
-class Variant(NamedTuple):
-    """A kernel with values for all its constexpr parameters, and how many tensors' strides its `layout` carries."""
+class Named(NamedTuple):
+    """A kernel with values for all its constexpr parameters; LANES is None until the dtypes are known."""
 
     kernel: object
     name: str
@@ -45,7 +46,7 @@ class Variant(NamedTuple):
     tensors: int
 
 
-def variants() -> list[Variant]:
+def variants() -> list[Named]:
     """Every variant that `KERNEL_VARIANTS` of a module in `svdecode.kernels` lists, at a vocabulary of 128,256."""
     found = []
     folder = Path(importlib.import_module("svdecode.kernels").__file__).parent
@@ -54,40 +55,42 @@ def variants() -> list[Variant]:
         for kernel, flags, tensors in getattr(module, "KERNEL_VARIANTS", ()):
             for values in itertools.product(*flags.values()):
                 constants = dict(zip(flags, values, strict=True))
-                label = ",".join(f"{k.lower()}={int(v)}" for k, v in constants.items() if len(flags[k]) > 1)
-                found.append(Variant(kernel, f"{kernel.fn.__name__}[{label}]", constants, tensors))
+                label = ",".join(f"{k.lower()}={_text(v)}" for k, v in constants.items() if len(flags[k]) > 1)
+                found.append(Named(kernel, f"{kernel.fn.__name__}[{label}]", constants, tensors))
     return found
 
 
-def signature(variant: Variant, pre: str, ft: str, single: bool) -> tuple[dict, dict, dict]:
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, dict, dict]:
     """Types of all arguments by their names, constants, and which arguments are divisible by 16, as contiguous logits are.
 
-    `single`: one split, one strength, rows on one level. Triton then takes these integers, all 1, for constants.
+    `levels`: rows on three levels; else on one, as of an ordinary batch, whose other sizes, 1, Triton takes for constants.
     """
+    from svdecode.kernels.settings import LOAD_BYTES, WARP_THREADS
+
     types, aligned = {}, {}
-    values = variant.constants | ({"SPLITS": 1} if single and "SPLITS" in variant.constants else {})
+    values = dict(variant.constants)
+    if "LANES" in values:
+        values["LANES"] = WARP_THREADS * LOAD_BYTES // max(BYTES[pre], BYTES[ft])
     constants = {(variant.kernel.arg_names.index(name),): value for name, value in values.items()}
     divisible = [["tt.divisibility", 16]]
     for index, name in enumerate(variant.kernel.arg_names):
         if name in variant.constants:
             types[name] = "constexpr"
         elif name == "layout":
-            sizes = ("constexpr", "i32") if single else ("i32", "i32")
-            types[name] = (sizes, *(("i32",) * 3 for _ in range(variant.tensors)))
-            if single:
-                constants[(index, 0, 0)] = 1
+            types[name] = (("i32",) * 2 if levels else ("constexpr",) * 2, *(("i32",) * 3 for _ in range(variant.tensors)))
+            if not levels:
+                constants |= {(index, 0, 0): 1, (index, 0, 1): 1}
             aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
         elif name.endswith("_ptr"):
             inputs = {"pre_ptr": POINTERS[pre], "ft_ptr": POINTERS[ft]}
             types[name] = {**INTEGER_POINTERS, **inputs}.get(name, "*fp32")
             aligned[(index,)] = divisible
-        elif single and name in ("num_splits", "num_strengths", "top_k"):
-            types[name] = "constexpr"
-            constants[(index,)] = 1
         else:
             types[name] = "fp32" if name in FLOATS else "i32"
-            if name == "vocabulary":
-                aligned[(index,)] = divisible
     return types, constants, aligned
 
 
@@ -106,11 +109,11 @@ def resources(cubin: bytes) -> dict[str, int]:
     }
 
 
-def compile_one(variant: Variant, pre: str, ft: str, target: int, single: bool = False) -> dict[str, object]:
+def compile_one(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> dict[str, object]:
     """Compile one variant and read the numbers off it."""
     from svdecode.kernels.settings import LAUNCH
 
-    types, constants, aligned = signature(variant, pre, ft, single)
+    types, constants, aligned = signature(variant, pre, ft, levels)
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
     widths = collections.Counter(int(v or 1) * int(bits) // 8 for v, bits in LOAD.findall(compiled.asm["ptx"]))
@@ -130,13 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     parser.add_argument("--targets", type=int, nargs="*", default=TARGETS)
-    parser.add_argument("--single", action="store_true", help="one split, one strength, one level of rows")
+    parser.add_argument("--levels", action="store_true", help="rows of strided tensors, on three levels")
     parser.add_argument("--dtypes", nargs="*", default=["bf16/bf16", "fp32/fp32", "bf16/fp32"])
     arguments = parser.parse_args()
     jobs = list(itertools.product(variants(), arguments.dtypes, arguments.targets))
     rows = []
     for index, (variant, dtypes, target) in enumerate(jobs):
-        rows.append(compile_one(variant, *dtypes.split("/"), target, arguments.single))
+        rows.append(compile_one(variant, *dtypes.split("/"), target, arguments.levels))
         print(f"\r{index + 1}/{len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     if arguments.json:

@@ -1,6 +1,7 @@
 """What the gradients of a row's tokens share: sums of the incoming gradient, dL/dmu, and dL/dN, dL/dD, dL/dH.
 
-The forward of the row is not repeated: `saved_row` reads what it saved. See `backward.py` for the equations.
+The forward of the row is not repeated: `saved_row` reads what it saved. Which tiles hold a kept token is found first, by a pass
+over logits_ft; the launches after it read those tiles alone. See `backward.py` for the equations.
 """
 
 from __future__ import annotations
@@ -8,98 +9,115 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from svdecode.kernels.fused_steer import (
-    SAVED_CENTRE,
-    SAVED_FIELDS,
-    SAVED_MAXIMUM,
-    SAVED_MEAN,
-    SAVED_NORMALISER,
-    SAVED_PRE_TOP,
-    SAVED_TOTAL,
+from svdecode.kernels.row_algebra import NEG_INF, exponential, shift_outside, steered, steering
+from svdecode.kernels.row_layout import row_pointer, within
+from svdecode.kernels.row_statistics import (
+    MAX,
+    OWN_FIELDS,
+    load_field,
+    load_label,
+    load_tile,
+    max_of_tile,
+    next_tile,
+    of_group,
+    tokens_of_split,
+    workspace_of,
 )
-from svdecode.kernels.row_algebra import NEG_INF, shift_outside, steered, steering
-from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field, load_label
-from svdecode.kernels.settings import COMPILED_BLOCKS, TILE
+from svdecode.kernels.saved_row import saved_row
+from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.variants import COMPILED_ROW, COMPILED_SPLIT, Variant
 
-G_SUM, G_DELTA, PS_DELTA, G_OUTSIDE, PS_OUTSIDE = (tl.constexpr(i) for i in range(5))
-GRADIENT_FIELDS = tl.constexpr(5)
+# Fields of a tile in the workspace, and the record of a row.
+G_SUM, G_DELTA, PS_DELTA, G_OUTSIDE, PS_OUTSIDE, GRAD_C_SUM, PW_SUM = (tl.constexpr(OWN_FIELDS + i) for i in range(7))
 COEF_G, COEF_N, COEF_D, COEF_H, COEF_KL = (tl.constexpr(i) for i in range(5))
-COEFFICIENTS = tl.constexpr(5)
+
+
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
+def tile_maxima_kernel(
+    ft_ptr,
+    workspace_ptr,
+    vocabulary,
+    zero,
+    layout,
+    ALIGN: tl.constexpr,
+    LANES: tl.constexpr,
+    TILES: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Store the maxima of the tiles of one split."""
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    token = tokens_of_split(split, LANES, TILES, TILE)
+    sizes, ft_strides = layout
+    ft_row = row_pointer(ft_ptr, row, sizes, ft_strides, zero, ALIGN)
+    z = tl.load(ft_row + token, mask=within(token, vocabulary, ALIGN), other=NEG_INF)
+    _record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    tl.store(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES), max_of_tile(z).to(tl.float32))
 
 
 @triton.jit
-def saved_row(saved_ptr, row64, log_alpha):
-    """((maximum, total, pre_top, centre), threshold, normaliser, sum_K p delta) of a row; total is NaN for an invalid row."""
-    saved = saved_ptr + row64 * SAVED_FIELDS
-    maximum = tl.load(saved + SAVED_MAXIMUM)
-    row = (maximum, tl.load(saved + SAVED_TOTAL), tl.load(saved + SAVED_PRE_TOP), tl.load(saved + SAVED_CENTRE))
-    return row, maximum + log_alpha, tl.load(saved + SAVED_NORMALISER), tl.load(saved + SAVED_MEAN)
+def open_saved_row(fields, num_tiles, threshold, WIDTH: tl.constexpr):
+    """(used, kept): the tiles in use, those with a kept token."""
+    used = tl.arange(0, WIDTH) < num_tiles
+    return used, used & (load_field(fields, MAX, used, NEG_INF, WIDTH) >= threshold)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
 def steer_gradient_sums_kernel(
     pre_ptr,
     ft_ptr,
     grad_ptr,
     saved_ptr,
     mu_ptr,
-    sums_ptr,
+    workspace_ptr,
     log_alpha,
     penalty,
     vocabulary,
-    num_splits,
+    num_tiles,
+    group_size,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Store one split's sums of g = dL/dlogprobs: all of it, g delta and softmax(zs) delta on K, both outside K."""
-    program = tl.program_id(0)
-    row_index = program // num_splits
-    split = program % num_splits
-    row64 = row_index.to(tl.int64)
-    row, threshold, normaliser, _mean = saved_row(saved_ptr, row64, log_alpha)
+    """Store, per tile of a group, sums of g = dL/dlogprobs: all of it, g delta and softmax(zs) delta on K, both outside K."""
+    row_index = tl.program_id(0)
+    group = tl.program_id(1)
+    row, _total, threshold, normaliser, _mean = saved_row(saved_ptr, row_index, log_alpha)
+    _record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
+    wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
     mu = tl.load(mu_ptr + row_index)
     shift = shift_outside(mu, penalty, DROP)
     sizes, pre_strides, ft_strides, grad_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
-    grad_row = grad_ptr + row_start(row_index, sizes, grad_strides)
-    g_sum = 0.0
-    g_delta = 0.0
-    ps_delta = 0.0
-    g_outside = 0.0
-    ps_outside = 0.0
-    for i in range(TILES):
-        token = (split * TILES + i) * TILE + tl.arange(0, TILE)
-        inside = token < vocabulary
-        z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-        if (not DROP) or (tl.max(z, 0) >= threshold):
-            a = tl.load(pre_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-            keep = (z >= threshold) & inside
-            u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
-            zs = steered(u, delta, keep, mu, shift)
-            reachable = (zs > NEG_INF) & inside
-            if DROP:  # few tokens: predicated loads of single elements
-                g = tl.load(grad_row + token, mask=keep, other=0.0)
-            else:
-                g = tl.load(grad_row + token, mask=inside, other=0.0)
-            g = tl.where(reachable, g, 0.0)
-            ps = tl.where(reachable, tl.exp(zs - normaliser), 0.0)
-            g_sum += tl.sum(g, 0)
-            g_delta += tl.sum(tl.where(keep, g * delta, 0.0), 0)
-            ps_delta += tl.sum(tl.where(keep, ps * delta, 0.0), 0)
-            if not DROP:
-                g_outside += tl.sum(tl.where(keep, 0.0, g), 0)
-                ps_outside += tl.sum(tl.where(keep, 0.0, ps), 0)
-    own = sums_ptr + row64 * (GRADIENT_FIELDS * num_splits) + split
-    tl.store(own + G_SUM * num_splits, g_sum)
-    tl.store(own + G_DELTA * num_splits, g_delta)
-    tl.store(own + PS_DELTA * num_splits, ps_delta)
-    tl.store(own + G_OUTSIDE * num_splits, g_outside)
-    tl.store(own + PS_OUTSIDE * num_splits, ps_outside)
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    grad_row = row_pointer(grad_ptr, row_index, sizes, grad_strides, zero, ALIGN)
+    tile = next_tile(wanted, 0, WIDTH)
+    while tile < WIDTH:
+        token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
+        keep = (z >= threshold) & inside
+        u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
+        zs = steered(u, delta, keep, mu, shift)
+        reachable = (zs > NEG_INF) & inside
+        if DROP:  # few tokens: predicated loads of single elements
+            g = tl.load(grad_row + token, mask=keep, other=0.0)
+        else:
+            g = tl.load(grad_row + token, mask=inside, other=0.0)
+        g = tl.where(reachable, g, 0.0)
+        ps = tl.where(reachable, exponential(zs - normaliser), 0.0)
+        own = fields + tile
+        tl.store(own + G_SUM * WIDTH, tl.sum(g, 0))
+        tl.store(own + G_DELTA * WIDTH, tl.sum(tl.where(keep, g * delta, 0.0), 0))
+        tl.store(own + PS_DELTA * WIDTH, tl.sum(tl.where(keep, ps * delta, 0.0), 0))
+        if not DROP:
+            tl.store(own + G_OUTSIDE * WIDTH, tl.sum(tl.where(keep, 0.0, g), 0))
+            tl.store(own + PS_OUTSIDE * WIDTH, tl.sum(tl.where(keep, 0.0, ps), 0))
+        tile = next_tile(wanted, tile + 1, WIDTH)
 
 
 @triton.jit
@@ -109,8 +127,14 @@ def sign(x):
 
 
 @triton.jit
+def tile_sum(fields, FIELD: tl.constexpr, wanted, WIDTH: tl.constexpr):
+    """Sum of a field over the tiles that have it, in their order."""
+    return tl.sum(load_field(fields, FIELD, wanted, 0.0, WIDTH), 0)
+
+
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
 def gradient_coefficients_kernel(
-    sums_ptr,
+    workspace_ptr,
     saved_ptr,
     mu_ptr,
     label_ptr,
@@ -120,35 +144,35 @@ def gradient_coefficients_kernel(
     grad_kl_ptr,
     grad_mu_star_ptr,
     grad_moments_ptr,
-    coefficients_out_ptr,
     grad_mu_out_ptr,
+    log_alpha,
     penalty,
     eps,
-    num_splits,
+    num_tiles,
     DROP: tl.constexpr,
     DENSE: tl.constexpr,
     OWN_STRENGTH: tl.constexpr,
     LABELS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Store what one row's gradients share: sum g, dL/dN, dL/dD, dL/dH, dL/dKL; and dL/dmu."""
     row = tl.program_id(0)
     row64 = row.to(tl.int64)
-    valid = tl.load(saved_ptr + row64 * SAVED_FIELDS + SAVED_TOTAL) > 0
+    _row, total, threshold, _normaliser, _mean = saved_row(saved_ptr, row, log_alpha)
+    valid = total > 0
+    record, fields = workspace_of(workspace_ptr, row, WIDTH)
     grad_mu = 0.0
     if grad_mu_ptr is not None:
         grad_mu = tl.load(grad_mu_ptr + row)
     g_sum = 0.0
     if DENSE:
-        sums = sums_ptr + row64 * (GRADIENT_FIELDS * num_splits)
-        g_sum = tl.sum(load_field(sums, G_SUM, num_splits, 0.0, SPLITS), 0)
-        g_delta = tl.sum(load_field(sums, G_DELTA, num_splits, 0.0, SPLITS), 0)
-        ps_delta = tl.sum(load_field(sums, PS_DELTA, num_splits, 0.0, SPLITS), 0)
-        grad_mu += g_delta - g_sum * ps_delta
+        used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
+        wanted = kept if DROP else used
+        g_sum = tile_sum(fields, G_SUM, wanted, WIDTH)
+        grad_mu += tile_sum(fields, G_DELTA, wanted, WIDTH) - g_sum * tile_sum(fields, PS_DELTA, wanted, WIDTH)
         if not DROP:
-            g_outside = tl.sum(load_field(sums, G_OUTSIDE, num_splits, 0.0, SPLITS), 0)
-            ps_outside = tl.sum(load_field(sums, PS_OUTSIDE, num_splits, 0.0, SPLITS), 0)
-            grad_mu += sign(tl.load(mu_ptr + row)) * penalty * (g_outside - g_sum * ps_outside)
+            outside = tile_sum(fields, G_OUTSIDE, wanted, WIDTH) - g_sum * tile_sum(fields, PS_OUTSIDE, wanted, WIDTH)
+            grad_mu += sign(tl.load(mu_ptr + row)) * penalty * outside
     grad_n = 0.0
     grad_d = 0.0
     grad_h = 0.0
@@ -175,12 +199,11 @@ def gradient_coefficients_kernel(
     grad_kl = 0.0
     if grad_kl_ptr is not None:
         grad_kl = tl.where(tl.load(kl_ptr + row) < float("inf"), tl.load(grad_kl_ptr + row), 0.0)
-    coefficients = coefficients_out_ptr + row64 * COEFFICIENTS
-    tl.store(coefficients + COEF_G, g_sum)
-    tl.store(coefficients + COEF_N, grad_n)
-    tl.store(coefficients + COEF_D, grad_d)
-    tl.store(coefficients + COEF_H, grad_h)
-    tl.store(coefficients + COEF_KL, grad_kl)
+    tl.store(record + COEF_G, g_sum)
+    tl.store(record + COEF_N, grad_n)
+    tl.store(record + COEF_D, grad_d)
+    tl.store(record + COEF_H, grad_h)
+    tl.store(record + COEF_KL, grad_kl)
     tl.store(grad_mu_out_ptr + row, tl.where(valid, grad_mu, 0.0))
 
 
@@ -192,7 +215,7 @@ def nll_normaliser(nll, label_u, label_delta, label_kept, mu, shift):
     return nll + tl.where(reachable, label_zs, 0.0), reachable
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
 def strength_gradient_kernel(
     pre_ptr,
     ft_ptr,
@@ -201,60 +224,69 @@ def strength_gradient_kernel(
     mu_ptr,
     label_ptr,
     nll_ptr,
+    workspace_ptr,
     grad_mu_out_ptr,
     log_alpha,
     penalty,
-    vocabulary,
     num_strengths,
+    vocabulary,
+    num_tiles,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Store one row's part of dL/dmu_m: G_m (<softmax(zs), delta>_K - delta_y), and the slope of the penalty outside K."""
     row_index = tl.program_id(0)
     m = tl.program_id(1)
-    row64 = row_index.to(tl.int64)
-    row, threshold, _normaliser, _mean = saved_row(saved_ptr, row64, log_alpha)
-    _maximum, total, _pre_top, _centre = row
+    own = row_index.to(tl.int64) * num_strengths + m
+    row, total, threshold, _normaliser, _mean = saved_row(saved_ptr, row_index, log_alpha)
+    _record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    _used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
     mu = tl.load(mu_ptr + m)
     shift = shift_outside(mu, penalty, DROP)
     sizes, pre_strides, ft_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
     label = tl.load(label_ptr + row_index)
     in_range, label_z, label_a = load_label(pre_row, ft_row, label, vocabulary)
-    label_rel, _label_p, _label_c, label_delta = steering(label_z, label_a, row, KL_DIRECTION)
-    nll = tl.load(nll_ptr + row64 * num_strengths + m)
-    lse, reachable = nll_normaliser(nll, label_rel, label_delta, label_z >= threshold, mu, shift)
+    label_kept = label_z >= threshold
+    label_u, _label_p, _label_c, label_delta = steering(label_z, label_a, row, KL_DIRECTION)
+    lse, reachable = nll_normaliser(tl.load(nll_ptr + own), label_u, label_delta, label_kept, mu, shift)
     inner = 0.0
     kept_mass = 0.0
-    for tile in range((vocabulary + TILE - 1) // TILE):
-        token = tile * TILE + tl.arange(0, TILE)
-        inside = token < vocabulary
-        z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-        if tl.max(z, 0) >= threshold:
-            a = tl.load(pre_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-            rel, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
-            keep = (z >= threshold) & inside
-            ps = tl.where(keep, tl.exp(steered(rel, delta, keep, mu, shift) - lse), 0.0)
-            inner += tl.sum(ps * delta, 0)
-            kept_mass += tl.sum(ps, 0)
-    label_kept = label_z >= threshold
+    tile = next_tile(kept, 0, WIDTH)
+    while tile < WIDTH:
+        _token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
+        u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
+        keep = (z >= threshold) & inside
+        ps = tl.where(keep, exponential(steered(u, delta, keep, mu, shift) - lse), 0.0)
+        inner += tl.sum(ps * delta, 0)
+        kept_mass += tl.sum(ps, 0)
+        tile = next_tile(kept, tile + 1, WIDTH)
     slope = inner - tl.where(label_kept, label_delta, 0.0)
     if not DROP:
         slope += sign(mu) * penalty * (1.0 - kept_mass - tl.where(label_kept, 0.0, 1.0))
-    grad = tl.load(grad_ptr + row64 * num_strengths + m)
     used = reachable & in_range & (total > 0)
-    tl.store(grad_mu_out_ptr + row64 * num_strengths + m, tl.where(used, grad * slope, 0.0))
+    tl.store(grad_mu_out_ptr + own, tl.where(used, tl.load(grad_ptr + own) * slope, 0.0))
 
 
 KERNEL_VARIANTS = [
-    (steer_gradient_sums_kernel, {"KL_DIRECTION": (True,), "DROP": (True, False)} | COMPILED_BLOCKS, 3),
-    (
+    Variant(tile_maxima_kernel, COMPILED_SPLIT, tensors=1),
+    Variant(steer_gradient_sums_kernel, {"KL_DIRECTION": (True,), "DROP": (True, False)} | COMPILED_ROW, tensors=3),
+    Variant(
         gradient_coefficients_kernel,
-        {"DROP": (False,), "DENSE": (True,), "OWN_STRENGTH": (True,), "LABELS": (True,), "SPLITS": (32,)},
-        0,
+        {
+            "DROP": (False,),
+            "DENSE": (True,),
+            "OWN_STRENGTH": (True,),
+            "LABELS": (True,),
+            "WIDTH": COMPILED_ROW["WIDTH"],
+        },
+        tensors=0,
     ),
-    (strength_gradient_kernel, {"KL_DIRECTION": (True,), "DROP": (False,), "TILE": (TILE,)}, 2),
+    Variant(strength_gradient_kernel, {"KL_DIRECTION": (True,), "DROP": (False,)} | COMPILED_ROW, tensors=2),
 ]

@@ -1,4 +1,4 @@
-"""The gradients of a row's tokens, dL/dlogits_pre and dL/dlogits_ft: one pass that sums over K, one that writes.
+"""The gradients of a row's tokens, dL/dlogits_pre and dL/dlogits_ft: one launch that sums over K, one that writes.
 
 MODE says where h = dL/dzs, u = dL/ddelta and w = dL/dp come from; see `backward.py` for the equations.
 """
@@ -14,27 +14,52 @@ from svdecode.kernels.gradient_sums import (
     COEF_H,
     COEF_KL,
     COEF_N,
-    COEFFICIENTS,
+    GRAD_C_SUM,
+    PW_SUM,
     nll_normaliser,
-    saved_row,
+    open_saved_row,
+    tile_sum,
 )
 from svdecode.kernels.kept_sums import IGNORE
-from svdecode.kernels.row_algebra import NEG_INF, difference_from_top, shift_outside, steered, steering
-from svdecode.kernels.row_layout import row_start
-from svdecode.kernels.row_statistics import load_field, load_label, load_tile
-from svdecode.kernels.settings import COMPILED_BLOCKS
+from svdecode.kernels.row_algebra import (
+    INF,
+    NEG_INF,
+    difference_from_top,
+    exponential,
+    shift_outside,
+    steered,
+    steering,
+)
+from svdecode.kernels.row_layout import row_pointer, within
+from svdecode.kernels.row_statistics import (
+    MAX,
+    load_label,
+    load_tile,
+    next_tile,
+    of_group,
+    tokens_of_split,
+    workspace_of,
+)
+from svdecode.kernels.saved_row import saved_row
+from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.variants import COMPILED_ROW, COMPILED_SPLIT, Variant
 
 STEER, NLL, VECTOR = (tl.constexpr(i) for i in range(3))
 
 
 @triton.jit
 def token_gradients(
-    token, inside, z, a, row_index, row, threshold, normaliser, mean, coefficients_ptr, grad_row, mu_ptr, label_ptr, nll_ptr,
-    label_z, label_a, penalty, num_strengths,
+    tile, pointers, given, row_index, row, threshold, normaliser, mean, num_strengths, vocabulary, penalty,
     KL_DIRECTION: tl.constexpr, DROP: tl.constexpr, MODE: tl.constexpr, DENSE: tl.constexpr, LABELS: tl.constexpr,
+    ALIGN: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """(p, c, h, dL/dc, w + [u c]) of the tokens of a tile."""
-    row64 = row_index.to(tl.int64)
+    """(token, inside, z, a, p, c, h, dL/dc, w + [u c]) of the tokens of a tile.
+
+    `pointers` is (pre_row, ft_row, grad_row, record), `given` is (mu_ptr, label_ptr, nll_ptr, label_z, label_a).
+    """
+    pre_row, ft_row, grad_row, record = pointers
+    mu_ptr, label_ptr, nll_ptr, label_z, label_a = given
+    token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
     keep = (z >= threshold) & inside
     rel, p, c, delta = steering(z, a, row, KL_DIRECTION)
     h = tl.zeros_like(z)
@@ -48,17 +73,16 @@ def token_gradients(
         for m in range(num_strengths):
             mu = tl.load(mu_ptr + m)
             shift = shift_outside(mu, penalty, DROP)
-            nll = tl.load(nll_ptr + row64 * num_strengths + m)
+            nll = tl.load(nll_ptr + row_index.to(tl.int64) * num_strengths + m)
             lse, reachable = nll_normaliser(nll, label_rel, label_delta, label_z >= threshold, mu, shift)
             grad = tl.load(grad_row + m)
             grad = tl.where(reachable & (label != IGNORE), grad, 0.0)
             zs = steered(rel, delta, keep, mu, shift)
-            ps = tl.where((zs > NEG_INF) & inside, tl.exp(zs - lse), 0.0)
+            ps = tl.where((zs > NEG_INF) & inside, exponential(zs - lse), 0.0)
             one = grad * (ps - (token == label).to(tl.float32))
             h += one
             u += mu * one
     else:
-        coefficients = coefficients_ptr + row64 * COEFFICIENTS
         if DENSE:
             mu = tl.load(mu_ptr + row_index)
             shift = shift_outside(mu, penalty, DROP)
@@ -69,13 +93,13 @@ def token_gradients(
             else:
                 g = tl.load(grad_row + token, mask=inside, other=0.0)
             g = tl.where(reachable, g, 0.0)
-            h = g - tl.where(reachable, tl.exp(zs - normaliser), 0.0) * tl.load(coefficients + COEF_G)
+            h = g - tl.where(reachable, exponential(zs - normaliser), 0.0) * tl.load(record + COEF_G)
             u = mu * h
         if LABELS:
-            grad_n = tl.load(coefficients + COEF_N)
-            grad_h = tl.load(coefficients + COEF_H)
+            grad_n = tl.load(record + COEF_N)
+            grad_h = tl.load(record + COEF_H)
             is_label = (token == tl.load(label_ptr + row_index)).to(tl.float32)
-            u += grad_n * (is_label - p) + 2 * tl.load(coefficients + COEF_D) * delta + 2 * grad_h * p * (delta - mean)
+            u += grad_n * (is_label - p) + 2 * tl.load(record + COEF_D) * delta + 2 * grad_h * p * (delta - mean)
             w = -grad_n * delta + grad_h * delta * (delta - 2 * mean)
     u = tl.where(keep & (a > NEG_INF) & (z > NEG_INF), u, 0.0)
     w = tl.where(keep, w, 0.0)
@@ -84,90 +108,98 @@ def token_gradients(
         w += u * c
     else:
         grad_c = u
-    return p, c, h, grad_c, w
+    return token, inside, z, a, p, c, h, grad_c, w
 
 
 @triton.jit
+def gradient_row(
+    grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE: tl.constexpr, DENSE: tl.constexpr,
+    ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Pointer to a row's incoming gradient: of its strengths, of its tokens, or nothing."""
+    grad_row = grad_ptr
+    if MODE == NLL:
+        grad_row = grad_ptr + row_index.to(tl.int64) * num_strengths
+    elif DENSE:
+        grad_row = row_pointer(grad_ptr, row_index, sizes, grad_strides, zero, ALIGN)
+    return grad_row
+
+
+@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
 def delta_gradient_sums_kernel(
     pre_ptr,
     ft_ptr,
     grad_ptr,
     saved_ptr,
-    coefficients_ptr,
+    workspace_ptr,
     mu_ptr,
     label_ptr,
     nll_ptr,
-    sums_ptr,
     log_alpha,
     penalty,
-    vocabulary,
-    num_splits,
     num_strengths,
+    vocabulary,
+    num_tiles,
+    group_size,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
     MODE: tl.constexpr,
     DENSE: tl.constexpr,
     LABELS: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Store one split's sum of dL/dc and of p w."""
-    program = tl.program_id(0)
-    row_index = program // num_splits
-    split = program % num_splits
-    row64 = row_index.to(tl.int64)
-    row, threshold, normaliser, mean = saved_row(saved_ptr, row64, log_alpha)
-    sizes, pre_strides, ft_strides, grad_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
-    grad_row = grad_ptr
-    if MODE == NLL:
-        grad_row = grad_ptr + row64 * num_strengths
-    elif DENSE:
-        grad_row = grad_ptr + row_start(row_index, sizes, grad_strides)
-    label_z = NEG_INF + 0.0
-    label_a = NEG_INF + 0.0
-    if MODE == NLL:
-        _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
-    grad_c_sum = 0.0
-    pw_sum = 0.0
-    for i in range(TILES):
-        token = (split * TILES + i) * TILE + tl.arange(0, TILE)
-        inside = token < vocabulary
-        z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-        if tl.max(z, 0) >= threshold:
-            a = tl.load(pre_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-            p, _c, _h, grad_c, w = token_gradients(
-                token, inside, z, a, row_index, row, threshold, normaliser, mean, coefficients_ptr, grad_row, mu_ptr,
-                label_ptr, nll_ptr, label_z, label_a, penalty, num_strengths, KL_DIRECTION, DROP, MODE, DENSE, LABELS,
+    """Store the sums of dL/dc and of p w over each of a group's tiles with kept tokens; both are 0 outside K."""
+    row_index = tl.program_id(0)
+    group = tl.program_id(1)
+    row, _total, threshold, normaliser, mean = saved_row(saved_ptr, row_index, log_alpha)
+    record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    _used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
+    own = of_group(kept, group, group_size, WIDTH)
+    tile = next_tile(own, 0, WIDTH)
+    if tile < WIDTH:
+        sizes, pre_strides, ft_strides, grad_strides = layout
+        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+        grad_row = gradient_row(grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN)
+        label_z = NEG_INF + 0.0
+        label_a = NEG_INF + 0.0
+        if MODE == NLL:
+            _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
+        pointers = (pre_row, ft_row, grad_row, record)
+        given = (mu_ptr, label_ptr, nll_ptr, label_z, label_a)
+        while tile < WIDTH:
+            _token, _inside, _z, _a, p, _c, _h, grad_c, w = token_gradients(
+                tile, pointers, given, row_index, row, threshold, normaliser, mean, num_strengths, vocabulary, penalty,
+                KL_DIRECTION, DROP, MODE, DENSE, LABELS, ALIGN, TILE,
             )  # fmt: skip
-            grad_c_sum += tl.sum(grad_c, 0)
-            pw_sum += tl.sum(p * w, 0)
-    own = sums_ptr + row64 * (2 * num_splits) + split
-    tl.store(own, grad_c_sum)
-    tl.store(own + num_splits, pw_sum)
+            tl.store(fields + GRAD_C_SUM * WIDTH + tile, tl.sum(grad_c, 0))
+            tl.store(fields + PW_SUM * WIDTH + tile, tl.sum(p * w, 0))
+            tile = next_tile(own, tile + 1, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
 def logits_gradient_kernel(
     pre_ptr,
     ft_ptr,
     grad_ptr,
     saved_ptr,
-    coefficients_ptr,
+    workspace_ptr,
     mu_ptr,
     label_ptr,
     nll_ptr,
-    sums_ptr,
     kl_ptr,
     pre_grad_out_ptr,
     ft_grad_out_ptr,
     log_alpha,
     penalty,
-    vocabulary,
-    num_splits,
     num_strengths,
+    vocabulary,
+    num_tiles,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
@@ -177,60 +209,86 @@ def logits_gradient_kernel(
     GRAD_KL: tl.constexpr,
     NEED_PRE: tl.constexpr,
     NEED_FT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    LANES: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Write dL/dlogits_pre and dL/dlogits_ft of one split; zeros in a row that is not valid."""
-    program = tl.program_id(0)
-    row_index = program // num_splits
-    split = program % num_splits
-    row64 = row_index.to(tl.int64)
-    row, threshold, normaliser, mean = saved_row(saved_ptr, row64, log_alpha)
-    maximum, total, pre_top, centre = row
+    """Write dL/dlogits_pre and dL/dlogits_ft of one split; zeros in a row that is not valid.
+
+    Where h is 0 outside K, a split without a kept token takes a short way: its tokens share s, <p, q> and dL/dKL alone.
+    """
+    row_index = tl.program_id(0)
+    split = tl.program_id(1)
+    row, total, threshold, normaliser, mean = saved_row(saved_ptr, row_index, log_alpha)
+    maximum, inverse, pre_top, centre = row
+    record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     sizes, pre_strides, ft_strides, grad_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
-    grad_row = grad_ptr
-    if MODE == NLL:
-        grad_row = grad_ptr + row64 * num_strengths
-    elif DENSE:
-        grad_row = grad_ptr + row_start(row_index, sizes, grad_strides)
-    label_z = NEG_INF + 0.0
-    label_a = NEG_INF + 0.0
-    if MODE == NLL:
-        _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
-    sums = sums_ptr + row64 * (2 * num_splits)
-    s = -tl.sum(load_field(sums, 0, num_splits, 0.0, SPLITS), 0)
-    pq = tl.sum(load_field(sums, 1, num_splits, 0.0, SPLITS), 0)  # <p, d - dbar> = 0: s adds nothing
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    row_offset = tl.multiple_of(row_index.to(tl.int64) * vocabulary, ALIGN)
+    SHORT: tl.constexpr = DROP or MODE == VECTOR or not (DENSE or MODE == NLL)
+    own_maxima = tl.load(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES))
+    _used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
+    s = -tile_sum(fields, GRAD_C_SUM, kept, WIDTH)
+    pq = tile_sum(fields, PW_SUM, kept, WIDTH)  # <p, d - dbar> = 0: s adds nothing
     grad_kl = 0.0
     log_pre_total = 0.0
     if GRAD_KL:
-        grad_kl = tl.load(coefficients_ptr + row64 * COEFFICIENTS + COEF_KL)
+        grad_kl = tl.load(record + COEF_KL)
         log_pre_total = tl.load(kl_ptr + row_index) - centre + tl.log(total)  # lse(a) - pre_top
-    valid = total > 0
-    for i in range(TILES):
-        token, inside, z, a = load_tile(pre_row, ft_row, split * TILES + i, vocabulary, TILE)
-        p, c, h, grad_c, w = token_gradients(
-            token, inside, z, a, row_index, row, threshold, normaliser, mean, coefficients_ptr, grad_row, mu_ptr,
-            label_ptr, nll_ptr, label_z, label_a, penalty, num_strengths, KL_DIRECTION, DROP, MODE, DENSE, LABELS,
-        )  # fmt: skip
-        has_both = (a > NEG_INF) & (z > NEG_INF)
-        grad_d = tl.where(has_both, grad_c + s * p, 0.0)
-        if NEED_FT:
-            d = difference_from_top(z, a, maximum, pre_top) - centre
-            grad_z = h + grad_d + tl.where(z > NEG_INF, p * (w + s * d - pq), 0.0)
+
+    tokens_differ = True
+    if SHORT:
+        tokens_differ = tl.max(own_maxima, 0) >= threshold
+        if not tokens_differ:
+            block = tokens_of_split(split, LANES, TILES, TILE)
+            within_row = within(block, vocabulary, ALIGN)
+            block_z = tl.load(ft_row + block, mask=within_row, other=0.0).to(tl.float32)
+            block_a = tl.load(pre_row + block, mask=within_row, other=0.0).to(tl.float32)
+            block_u = block_z - maximum
+            block_p = exponential(block_u) * inverse
+            block_c = block_u - (block_a - pre_top) - centre
+            shared = s * block_p
+            block_grad_z = shared + block_p * ((s + grad_kl) * block_c - pq)
+            block_grad_a = -shared
             if GRAD_KL:
-                grad_z += tl.where(grad_kl != 0, grad_kl * p * c, 0.0)
-            grad_z = tl.where(valid, grad_z, 0.0)
-            tl.store(ft_grad_out_ptr + row64 * vocabulary + token, grad_z, mask=inside)
-        if NEED_PRE:
-            grad_a = -grad_d
-            if GRAD_KL:
-                pre_p = tl.exp(a - pre_top - log_pre_total)
-                grad_a += tl.where(grad_kl != 0, grad_kl * (pre_p - p), 0.0)
-            grad_a = tl.where(valid, grad_a, 0.0)
-            tl.store(pre_grad_out_ptr + row64 * vocabulary + token, grad_a, mask=inside)
+                block_grad_a += grad_kl * (exponential(block_a - (pre_top + log_pre_total)) - block_p)
+            # Excluded tokens, NaN and rows that are not valid make a gradient not finite: the long way takes care of them.
+            finite = tl.sum(tl.sum(tl.sum(tl.abs(block_grad_z) + tl.abs(block_grad_a), 0), 1), 0) < INF
+            if finite:
+                if NEED_FT:
+                    tl.store(ft_grad_out_ptr + row_offset + block, block_grad_z, mask=within_row)
+                if NEED_PRE:
+                    tl.store(pre_grad_out_ptr + row_offset + block, block_grad_a, mask=within_row)
+            tokens_differ = not finite
+    if tokens_differ:
+        grad_row = gradient_row(grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN)
+        label_z = NEG_INF + 0.0
+        label_a = NEG_INF + 0.0
+        if MODE == NLL:
+            _in_range, label_z, label_a = load_label(pre_row, ft_row, tl.load(label_ptr + row_index), vocabulary)
+        pointers = (pre_row, ft_row, grad_row, record)
+        given = (mu_ptr, label_ptr, nll_ptr, label_z, label_a)
+        for i in range(TILES):
+            token, inside, z, a, p, c, h, grad_c, w = token_gradients(
+                split * TILES + i, pointers, given, row_index, row, threshold, normaliser, mean, num_strengths, vocabulary,
+                penalty, KL_DIRECTION, DROP, MODE, DENSE, LABELS, ALIGN, TILE,
+            )  # fmt: skip
+            grad_d = tl.where((a > NEG_INF) & (z > NEG_INF), grad_c + s * p, 0.0)
+            if NEED_FT:
+                d = difference_from_top(z, a, maximum, pre_top) - centre
+                grad_z = h + grad_d + tl.where(z > NEG_INF, p * (w + s * d - pq), 0.0)
+                if GRAD_KL:
+                    grad_z += tl.where(grad_kl != 0, grad_kl * p * c, 0.0)
+                tl.store(ft_grad_out_ptr + row_offset + token, tl.where(total > 0, grad_z, 0.0), mask=inside)
+            if NEED_PRE:
+                grad_a = -grad_d
+                if GRAD_KL:
+                    pre_p = exponential(a - pre_top - log_pre_total)
+                    grad_a += tl.where(grad_kl != 0, grad_kl * (pre_p - p), 0.0)
+                tl.store(pre_grad_out_ptr + row_offset + token, tl.where(total > 0, grad_a, 0.0), mask=inside)
 
 
 _MODES = [
@@ -238,14 +296,8 @@ _MODES = [
     {"KL_DIRECTION": (True,), "DROP": (False,), "MODE": (1,), "DENSE": (False,), "LABELS": (False,)},
     {"KL_DIRECTION": (False,), "DROP": (True,), "MODE": (2,), "DENSE": (True,), "LABELS": (False,)},
 ]
+_ALL = {"GRAD_KL": (True,), "NEED_PRE": (True,), "NEED_FT": (True,)}
 KERNEL_VARIANTS = [
-    *((delta_gradient_sums_kernel, mode | COMPILED_BLOCKS, 3) for mode in _MODES),
-    *(
-        (
-            logits_gradient_kernel,
-            mode | {"GRAD_KL": (True,), "NEED_PRE": (True,), "NEED_FT": (True,), "SPLITS": (32,)} | COMPILED_BLOCKS,
-            3,
-        )
-        for mode in _MODES
-    ),
+    *(Variant(delta_gradient_sums_kernel, mode | COMPILED_ROW, tensors=3) for mode in _MODES),
+    *(Variant(logits_gradient_kernel, mode | _ALL | COMPILED_SPLIT, tensors=3) for mode in _MODES),
 ]

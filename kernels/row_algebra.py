@@ -12,7 +12,10 @@ They are associative: merging rescales to a common maximum and a common top toke
 never happens: a maximum of -inf is replaced by 0 before subtracting.
 
 All logits are taken relative to the top token's, which keeps fp32 accurate where a language model is sure of itself, most of
-the time: c of the top token is then a sum of small numbers, not the difference of large ones.
+the time: c of the top token is then a sum of small numbers, not the difference of large ones. A token that the pre-trained
+model excludes has d = 0; if that is the top token, its a is taken to be its z.
+
+A row, for the functions below, is the tuple (maximum, inverse, pre_top, centre): max z, 1 / total, and centre = <p, d> - d_top.
 """
 
 from __future__ import annotations
@@ -21,18 +24,20 @@ import triton
 import triton.language as tl
 
 NEG_INF = tl.constexpr(float("-inf"))
-
-# Fields of a split's statistics, of its tiles', of its kept sums, and of a row (what the backward needs again).
-MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL, LOST = (tl.constexpr(i) for i in range(7))
-SPLIT_FIELDS = tl.constexpr(7)
-TILE_MAX, TILE_TOTAL = (tl.constexpr(i) for i in range(2))
-TILE_FIELDS = tl.constexpr(2)
+INF = tl.constexpr(float("inf"))
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def finite_or_zero(x):
     """x with -inf replaced by 0, to subtract or to multiply safely; NaN and +inf stay."""
     return tl.where(x == NEG_INF, 0.0, x)
+
+
+@triton.jit
+def exponential(x):
+    """e^x, 0 below 2^-126: `tl.exp` keeps numbers below that, at six more instructions."""
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -48,7 +53,7 @@ def difference_from_top(z, a, maximum, pre_top):
 @triton.jit
 def scale_to(maximum, common):
     """e^(maximum - common), 0 for an empty piece."""
-    return tl.where(maximum == NEG_INF, 0.0, tl.exp(maximum - finite_or_zero(common)))
+    return tl.where(maximum == NEG_INF, 0.0, exponential(maximum - finite_or_zero(common)))
 
 
 @triton.jit
@@ -66,28 +71,20 @@ def add_totals(max1, total1, max2, total2):
 
 
 @triton.jit
-def merge_differences(maxima, totals, pre_tops, weighted, common, total):
-    """(pre_top, centre) of a vector of pieces: a of the top token, and centre = <p, d> - d_top."""
-    pre_top = tl.max(tl.where(maxima == common, pre_tops, NEG_INF), 0)
-    offset = finite_or_zero(maxima - finite_or_zero(common)) - (pre_tops - pre_top)
-    return pre_top, tl.sum((weighted + totals * offset) * scale_to(maxima, common), 0) / total
-
-
-@triton.jit
 def is_valid(total, centre, pre_max):
     """Whether a whole row has no NaN, no +inf, and a finite entry in both models. Comparisons with NaN are false."""
-    return (total > 0) & (total < float("inf")) & (tl.abs(centre) < float("inf")) & (pre_max > NEG_INF)
+    return (total > 0) & (total < INF) & (tl.abs(centre) < INF) & (pre_max > NEG_INF)
 
 
 @triton.jit
 def steering(z, a, row, KL_DIRECTION: tl.constexpr):
-    """(u, p, c, delta) of tokens of a row (maximum, total, pre_top, centre).
+    """(u, p, c, delta) of tokens of a row.
 
     u = z - max, p = e^u / total, c = (d - d_top) - centre, 0 for tokens that either model excludes; delta = p * c or c.
     """
-    maximum, total, pre_top, centre = row
+    maximum, inverse, pre_top, centre = row
     u = z - maximum
-    p = tl.exp(u) / total
+    p = exponential(u) * inverse
     c = tl.where((z == NEG_INF) | (a == NEG_INF), 0.0, u - (a - pre_top) - centre)
     if KL_DIRECTION:
         delta = p * c
@@ -98,10 +95,10 @@ def steering(z, a, row, KL_DIRECTION: tl.constexpr):
 
 @triton.jit
 def top_delta(row, KL_DIRECTION: tl.constexpr):
-    """delta of the row's top token, where p = 1 / total and c = -centre."""
-    _maximum, total, _pre_top, centre = row
+    """delta of the row's top token, where p = 1 / total and c = -centre; for one that neither model excludes."""
+    _maximum, inverse, _pre_top, centre = row
     if KL_DIRECTION:
-        delta = -centre / total
+        delta = inverse * -centre
     else:
         delta = -centre
     return delta

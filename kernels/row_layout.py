@@ -1,42 +1,75 @@
-"""Where a row of a strided (..., V) tensor begins: any strides, no copy, 64-bit offsets.
+"""Where a row of a strided (..., V) tensor begins, in 64 bits, and what the compiler may know of its alignment.
 
-Leading dimensions are merged as far as the strides of both inputs allow and what is left is padded to three, so that one
-expression addresses slices such as logits[:, :-1], transposed batches and expanded rows.
+Leading dimensions are merged as far as the strides of all tensors allow and what is left is padded to three, so that one
+expression addresses slices such as logits[:, :-1], transposed batches and expanded rows without a copy.
+
+Triton arranges a tile over threads by the alignment that it sees, and the arrangement decides the order of a row's sums. What
+it sees therefore follows from V and the dtypes alone (ALIGN), not from the strides and pointers of one call: a row would
+otherwise have other results alone than in a batch.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from svdecode.kernels.settings import LOAD_BYTES, WARP_THREADS
+
 LEVELS = 3
+MOST_ALIGNED = 16
+"""Tokens: the largest alignment that the kernels are told of."""
 
 
 class RowLayout:
-    """Sizes of the two inner levels, and three strides for each tensor, as the tuples that `row_start` takes."""
+    """How kernels address the rows of tensors of one (..., V) shape.
+
+    Attributes:
+        tensors: the given ones, or copies of those that no kernel can read as they are: a last dimension that is not
+            contiguous, more than three leading dimensions that cannot be merged, rows that are not aligned although V is.
+        align: tokens by which every row's beginning and V are divisible, where that gives loads of 16 bytes; else 1.
+        lanes: tokens that one load instruction of a warp covers.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
-        """Lay out tensors of one (..., V) shape.
-
-        Copies are made only where a last dimension is not contiguous or more than three leading dimensions cannot be merged.
-        """
-        laid_out = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+        """Lay out tensors."""
+        vocabulary = tensors[0].shape[-1]
+        sizes = [x.element_size() for x in tensors]
+        self.align = math.gcd(vocabulary, MOST_ALIGNED) if not vocabulary * min(sizes) % LOAD_BYTES else 1
+        self.lanes = WARP_THREADS * (LOAD_BYTES // max(sizes[:2]) if self.align > 1 else 1)
+        laid_out = [x if self._readable(x) else _copied(x) for x in tensors]
         levels = _merge(laid_out)
         if len(levels) > LEVELS:
-            laid_out = [x.contiguous() for x in laid_out]
+            laid_out = [_copied(x) for x in laid_out]
             levels = _merge(laid_out)
-        levels = [(1, *(0,) * len(laid_out))] * (LEVELS - len(levels)) + levels
+        # Padded at the end: an ordinary batch has sizes (1, 1), which Triton takes for constants.
+        levels += [(1, *(0,) * len(laid_out))] * (LEVELS - len(levels))
         sizes, *strides = zip(*levels, strict=True)
         self.tensors = laid_out
         self.sizes = sizes[1:]
         self.strides = tuple(strides)
 
+    def _readable(self, x: Tensor) -> bool:
+        """Whether the kernels can read a tensor without a copy."""
+        if x.stride(-1) != 1 and x.shape[-1] != 1:
+            return False
+        if self.align == 1:
+            return True
+        unit = LOAD_BYTES // x.element_size()
+        strides = (stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1)
+        return not (x.data_ptr() % LOAD_BYTES or any(stride % self.align or stride % unit for stride in strides))
+
     def of(self, *tensors: Tensor) -> tuple[tuple[int, ...], ...]:
         """The kernel argument for some of the tensors: sizes, then the strides of each."""
         found = (next(i for i, x in enumerate(self.tensors) if x is tensor) for tensor in tensors)
         return (self.sizes, *(self.strides[i] for i in found))
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)  # contiguous() would keep one whose storage is not aligned
 
 
 def _merge(tensors: list[Tensor]) -> list[tuple[int, ...]]:
@@ -65,3 +98,18 @@ def row_start(row, sizes, strides):
     level1 = (row // sizes[1]) % sizes[0]
     level0 = row // (sizes[0] * sizes[1])
     return level0.to(tl.int64) * strides[0] + level1.to(tl.int64) * strides[1] + level2.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def row_pointer(ptr, row, sizes, strides, zero, ALIGN: tl.constexpr):
+    """Pointer to a row's first token.
+
+    `zero` is 0, which the compiler does not know: added last, it hides what it has learned of the strides.
+    """
+    return ptr + tl.multiple_of(row_start(row, sizes, strides) + zero, ALIGN)
+
+
+@triton.jit
+def within(token, vocabulary, ALIGN: tl.constexpr):
+    """Whether tokens lie in the vocabulary; written so that masks of aligned loads are the same for all their tokens."""
+    return token < vocabulary // ALIGN * ALIGN

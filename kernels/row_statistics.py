@@ -1,137 +1,150 @@
-"""First pass of every operator: the statistics of each split of each row, reading both inputs once.
+"""First launch of every operator: the statistics of each tile of each row, reading both inputs once.
 
-One program per split (`settings.py`): it loads 4096 tokens of each input at once, so every statistic is taken from registers
-with the split's own maximum, and nothing is rescaled while streaming. Each tile inside a split keeps only its maximum and its
-total: later passes skip the tiles that hold no kept token.
+One program per split (`settings.py`). It loads 4096 tokens of each input before it waits for any, and each of its four warps
+sums a tile of its own: a statistic is first reduced over a thread's tokens, then over the warp, with no barrier. Programs that
+will write log-probs or delta of few tokens fill the whole output here, where the arithmetic hides under the writes.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from svdecode.kernels import settings
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
-    LOST,
-    MAX,
+    INF,
     NEG_INF,
-    PRE_MAX,
-    PRE_TOP,
-    PRE_TOTAL,
-    SPLIT_FIELDS,
-    TILE_FIELDS,
-    TILE_MAX,
-    TILE_TOTAL,
-    TOTAL,
-    WEIGHTED,
     difference_from_top,
+    exponential,
     finite_or_zero,
-    is_valid,
-    merge_differences,
-    merge_totals,
 )
-from svdecode.kernels.row_layout import RowLayout, row_start
-from svdecode.kernels.settings import LAUNCH, TILE, TILES, splits
+from svdecode.kernels.row_layout import RowLayout, row_pointer, within
+from svdecode.kernels.settings import LAUNCH, SMALL_INTEGERS, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.variants import COMPILED_SPLIT, Variant
 
-
-class RowStatistics(NamedTuple):
-    """Per call, float32: tiles (R, TILE_FIELDS, splits * TILES) and splits (R, SPLIT_FIELDS, splits)."""
-
-    tiles: Tensor
-    splits: Tensor
+# The workspace of a row: RECORD numbers of the row (`merged_row.py`), then FIELDS vectors with a number for each tile. The
+# first are the statistics, the others belong to the operator's second launch.
+MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL, LOST = (tl.constexpr(i) for i in range(7))
+OWN_FIELDS = 7
+FIELDS = tl.constexpr(14)
+RECORD = tl.constexpr(8)
+FEW_TILES, FEW_TOKENS = (tl.constexpr(few) for few in (settings.FEW_TILES, settings.FEW_TOKENS))
 
 
 @triton.jit
+def workspace_of(workspace_ptr, row, WIDTH: tl.constexpr):
+    """(record, fields) of a row."""
+    record = workspace_ptr + row.to(tl.int64) * (RECORD + FIELDS * WIDTH)
+    return record, record + RECORD
+
+
+@triton.jit
+def max_of_tile(x):
+    """Largest of each tile's tokens, of a block (a thread's loads, tiles, tokens of a load)."""
+    return tl.max(tl.max(x, 0), 1)
+
+
+@triton.jit
+def sum_of_tile(x):
+    """Sum over each tile's tokens."""
+    return tl.sum(tl.sum(x, 0), 1)
+
+
+@triton.jit
+def tokens_of_split(split, LANES: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr):
+    """The tokens of a split as a block (TILE / LANES, TILES, LANES): a warp's load covers LANES tokens of one tile."""
+    part = tl.arange(0, TILE // LANES)[:, None, None]
+    tile = tl.arange(0, TILES)[None, :, None]
+    lane = tl.arange(0, LANES)[None, None, :]
+    return (split * TILES + tile) * TILE + part * LANES + lane
+
+
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
 def row_statistics_kernel(
     pre_ptr,
     ft_ptr,
-    tiles_ptr,
-    splits_ptr,
+    out_ptr,
+    workspace_ptr,
     vocabulary,
-    num_splits,
+    zero,
     layout,
     WITH_KL: tl.constexpr,
+    FILL: tl.constexpr,
+    ALIGN: tl.constexpr,
+    LANES: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Store the statistics of one split and of its tiles."""
-    program = tl.program_id(0)
-    row = program // num_splits
-    split = program % num_splits
-    row64 = row.to(tl.int64)
-    tile = split * TILES + tl.arange(0, TILES)
-    token = tile[:, None] * TILE + tl.arange(0, TILE)[None, :]
-    inside = token < vocabulary
-    sizes, pre_strides, ft_strides = layout
-    pre_row = pre_ptr + row_start(row, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row, sizes, ft_strides)
-    z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
-    a = tl.load(pre_row + token, mask=inside, other=NEG_INF).to(tl.float32)
+    """Store the statistics of the tiles of one split, and FILL, where it is a number, into all of the split's output."""
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    token = tokens_of_split(split, LANES, TILES, TILE)
+    inside = within(token, vocabulary, ALIGN)
+    sizes, pre_strides, ft_strides, out_strides = layout
+    z = tl.load(row_pointer(ft_ptr, row, sizes, ft_strides, zero, ALIGN) + token, mask=inside, other=NEG_INF)
+    a = tl.load(row_pointer(pre_ptr, row, sizes, pre_strides, zero, ALIGN) + token, mask=inside, other=NEG_INF)
+    if FILL is not None:
+        fill = tl.full([TILE // LANES, TILES, LANES], FILL, tl.float32)
+        tl.store(row_pointer(out_ptr, row, sizes, out_strides, zero, ALIGN) + token, fill, mask=inside)
+    z = z.to(tl.float32)
+    a = a.to(tl.float32)
 
-    tile_max = tl.max(z, 1)
-    maximum = tl.max(tile_max, 0)
+    maximum = max_of_tile(z)
+    pre_max = max_of_tile(a)
     top = finite_or_zero(maximum)
-    e = tl.exp(z - top)  # e^-inf = 0 outside the vocabulary
-    tile_total = tl.sum(e, 1)
-    # The largest a of the tokens at the maximum; where that is -inf, any finite number serves.
-    pre_top = finite_or_zero(tl.max(tl.max(tl.where(z == maximum, a, NEG_INF), 1), 0))
-    weighted = tl.sum(tl.sum(e * difference_from_top(z, a, top, pre_top), 1), 0)
-    pre_max = tl.max(tl.max(a, 1), 0)
-
-    tiles = tiles_ptr + row64 * (TILE_FIELDS * num_splits * TILES) + tile
-    tl.store(tiles + TILE_MAX * num_splits * TILES, tile_max)
-    tl.store(tiles + TILE_TOTAL * num_splits * TILES, tile_total)
-    fields = splits_ptr + row64 * (SPLIT_FIELDS * num_splits) + split
-    tl.store(fields + MAX * num_splits, maximum)
-    tl.store(fields + TOTAL * num_splits, tl.sum(tile_total, 0))
-    tl.store(fields + PRE_TOP * num_splits, pre_top)
-    tl.store(fields + WEIGHTED * num_splits, weighted)
-    tl.store(fields + PRE_MAX * num_splits, pre_max)
+    raw_pre_top = max_of_tile(tl.where(z == maximum[None, :, None], a, NEG_INF))
+    pre_top = tl.where(raw_pre_top == NEG_INF, top, raw_pre_top)
+    u = z - top[None, :, None]
+    e = exponential(u)  # e^-inf = 0 outside the vocabulary
+    total = sum_of_tile(e)
+    weighted = sum_of_tile(e * (u - (a - pre_top[None, :, None])))
+    pre_total = tl.zeros_like(total)
+    lost = tl.zeros_like(total)
     if WITH_KL:
-        lost = ((a == NEG_INF) & (z > NEG_INF)).to(tl.float32)
-        tl.store(fields + PRE_TOTAL * num_splits, tl.sum(tl.sum(tl.exp(a - finite_or_zero(pre_max)), 1), 0))
-        tl.store(fields + LOST * num_splits, tl.max(tl.max(lost, 1), 0))
+        pre_total = sum_of_tile(exponential(a - finite_or_zero(pre_max)[None, :, None]))
+    # An excluded token, the end of the row, NaN and +inf make a sum not finite: only then it is taken again, with care.
+    if tl.max(tl.where(tl.abs(weighted) < INF, 0, 1), 0) > 0:
+        weighted = sum_of_tile(e * difference_from_top(z, a, top[None, :, None], pre_top[None, :, None]))
+        if WITH_KL:
+            lost = max_of_tile(((a == NEG_INF) & (z > NEG_INF)).to(tl.float32))
+
+    _record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    fields += split * TILES + tl.arange(0, TILES)
+    tl.store(fields + MAX * WIDTH, maximum)
+    tl.store(fields + TOTAL * WIDTH, total)
+    tl.store(fields + PRE_TOP * WIDTH, raw_pre_top)
+    tl.store(fields + WEIGHTED * WIDTH, weighted)
+    tl.store(fields + PRE_MAX * WIDTH, pre_max)
+    if WITH_KL:
+        tl.store(fields + PRE_TOTAL * WIDTH, pre_total)
+        tl.store(fields + LOST * WIDTH, lost)
 
 
 @triton.jit
-def load_field(fields, FIELD: tl.constexpr, width, other, WIDTH: tl.constexpr):
-    """One field of all splits (or tiles) of a row as a vector of WIDTH >= width."""
+def load_field(fields, FIELD: tl.constexpr, some, other, WIDTH: tl.constexpr):
+    """One field of some tiles of a row as a vector of WIDTH."""
+    return tl.load(fields + FIELD * WIDTH + tl.arange(0, WIDTH), mask=some, other=other)
+
+
+@triton.jit
+def open_row(fields, num_tiles, log_alpha, WIDTH: tl.constexpr):
+    """(used, maxima, kept, threshold): the tiles in use, their maxima, those with a kept token, the threshold of K."""
+    used = tl.arange(0, WIDTH) < num_tiles
+    maxima = load_field(fields, MAX, used, NEG_INF, WIDTH)
+    threshold = tl.max(maxima, 0) + log_alpha
+    return used, maxima, used & (maxima >= threshold), threshold
+
+
+@triton.jit
+def of_group(some, group, group_size, WIDTH: tl.constexpr):
+    """Those tiles that belong to a program of a small launch: few tiles all to the first, many in turn."""
     index = tl.arange(0, WIDTH)
-    return tl.load(fields + FIELD * width + index, mask=index < width, other=other)
-
-
-@triton.jit
-def merge_row(fields, num_splits, SPLITS: tl.constexpr):
-    """(total, pre_top, centre, valid) of a row from its splits in their order; `valid` is false for NaN, +inf, all -inf."""
-    maxima = load_field(fields, MAX, num_splits, NEG_INF, SPLITS)
-    totals = load_field(fields, TOTAL, num_splits, 0.0, SPLITS)
-    pre_tops = load_field(fields, PRE_TOP, num_splits, 0.0, SPLITS)
-    weighted = load_field(fields, WEIGHTED, num_splits, 0.0, SPLITS)
-    maximum, total = merge_totals(maxima, totals)
-    pre_top, centre = merge_differences(maxima, totals, pre_tops, weighted, maximum, total)
-    pre_max = tl.max(load_field(fields, PRE_MAX, num_splits, NEG_INF, SPLITS), 0)
-    return total, pre_top, centre, is_valid(total, centre, pre_max)
-
-
-@triton.jit
-def row_kl(fields, num_splits, total, pre_top, centre, SPLITS: tl.constexpr):
-    """KL = dbar - lse(z) + lse(a) of a valid row, never negative, +inf where the pre-trained model lost a token."""
-    pre_max, pre_total = merge_totals(
-        load_field(fields, PRE_MAX, num_splits, NEG_INF, SPLITS), load_field(fields, PRE_TOTAL, num_splits, 0.0, SPLITS)
-    )
-    kl = tl.maximum(centre + (pre_max - pre_top) + tl.log(pre_total) - tl.log(total), 0.0)
-    lost = tl.max(load_field(fields, LOST, num_splits, 0.0, SPLITS), 0)
-    return tl.where(lost > 0, float("inf"), kl)
-
-
-@triton.jit
-def tiles_with_kept(tiles, num_tiles, threshold, WIDTH: tl.constexpr):
-    """Which tiles of a row hold a kept token, as a vector of WIDTH >= num_tiles."""
-    index = tl.arange(0, WIDTH)
-    return (load_field(tiles, TILE_MAX, num_tiles, NEG_INF, WIDTH) >= threshold) & (index < num_tiles)
+    in_turn = (index >= group * group_size) & (index < (group + 1) * group_size)
+    return some & tl.where(tl.sum(some.to(tl.int32), 0) <= FEW_TILES, group == 0, in_turn)
 
 
 @triton.jit
@@ -142,13 +155,22 @@ def next_tile(wanted, start, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pre_row, ft_row, tile, vocabulary, TILE: tl.constexpr):
+def load_tile(pre_row, ft_row, tile, vocabulary, ALIGN: tl.constexpr, TILE: tl.constexpr):
     """(token, inside, z, a) of a tile in float32; -inf outside the vocabulary."""
     token = tile * TILE + tl.arange(0, TILE)
-    inside = token < vocabulary
+    inside = within(token, vocabulary, ALIGN)
     z = tl.load(ft_row + token, mask=inside, other=NEG_INF).to(tl.float32)
     a = tl.load(pre_row + token, mask=inside, other=NEG_INF).to(tl.float32)
     return token, inside, z, a
+
+
+@triton.jit
+def store_kept(pointers, values, keep, inside):
+    """Store a tile into filled memory: of few kept tokens only these, or a peaked row would be written twice."""
+    if tl.sum(keep.to(tl.int32), 0) <= FEW_TOKENS:
+        tl.store(pointers, values, mask=keep)
+    else:
+        tl.store(pointers, values, mask=inside)
 
 
 @triton.jit
@@ -160,22 +182,39 @@ def load_label(pre_row, ft_row, label, vocabulary):
     return in_range, z, a
 
 
-def row_statistics(pre: Tensor, ft: Tensor, layout: RowLayout, with_kl: bool) -> RowStatistics:
-    """Launch the first pass over R rows; the buffers belong to the caller."""
-    vocabulary = ft.shape[-1]
-    rows, num_splits = ft.numel() // vocabulary, splits(vocabulary)
-    tiles = torch.empty((rows, TILE_FIELDS.value, num_splits * TILES), dtype=torch.float32, device=ft.device)
-    fields = torch.empty((rows, SPLIT_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
-    row_statistics_kernel[(rows * num_splits,)](
-        *(pre, ft, tiles, fields, vocabulary, num_splits, layout.of(pre, ft)),
-        WITH_KL=with_kl,
-        TILES=TILES,
-        TILE=TILE,
-        **LAUNCH,
+class Workspace:
+    """What the launches of one call share: R rows of RECORD + FIELDS * width float32, of whose width `num_tiles` are used."""
+
+    def __init__(self, layout: RowLayout) -> None:
+        """Allocate it for the rows of a layout, which has logits_pre and logits_ft first."""
+        ft = layout.tensors[1]
+        self.vocabulary = ft.shape[-1]
+        self.rows = ft.numel() // self.vocabulary
+        self.splits = splits(self.vocabulary)
+        self.num_tiles = self.splits * TILES
+        self.width = next_power_of_2(self.num_tiles)
+        words = RECORD.value + FIELDS.value * self.width
+        self.memory = torch.empty((self.rows, words), dtype=torch.float32, device=ft.device)
+        self.constants = {"ALIGN": layout.align, "TILE": TILE, "WIDTH": self.width, **LAUNCH}
+
+
+def row_statistics(layout: RowLayout, with_kl: bool, out: Tensor | None = None, fill: float | None = None) -> Workspace:
+    """Launch the first pass; `fill` is written into all of `out`, a tensor of the layout."""
+    pre, ft = layout.tensors[:2]
+    workspace = Workspace(layout)
+    launch(
+        row_statistics_kernel,
+        (workspace.rows, workspace.splits, 1),
+        (pre, ft, out, workspace.memory, workspace.vocabulary, 0, layout.of(pre, ft, ft if out is None else out)),
+        {"WITH_KL": with_kl, "FILL": fill, "LANES": layout.lanes, "TILES": TILES, **workspace.constants},
     )
-    return RowStatistics(tiles, fields)
+    return workspace
 
 
-# What `bench/compile_report.py` compiles: each kernel with the values of its constexpr parameters.
-# The last entry is the number of tensors whose strides `layout` carries.
-KERNEL_VARIANTS = [(row_statistics_kernel, {"WITH_KL": (False, True), "TILES": (TILES,), "TILE": (TILE,)}, 2)]
+KERNEL_VARIANTS = [
+    Variant(
+        row_statistics_kernel,
+        {"WITH_KL": (False, True), "FILL": (None, float("-inf"))} | COMPILED_SPLIT,
+        tensors=3,
+    )
+]

@@ -1,4 +1,4 @@
-"""What `steer_sample` and `steer_topk` need of each split: its best token, its part of the steered normaliser, its mass.
+"""What `steer_sample` and `steer_topk` need of each tile: its best token, its part of the steered normaliser, its mass.
 
 The mass is that at the temperature. It is computed only where a token is drawn.
 """
@@ -8,156 +8,143 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from svdecode.constants import KL
-from svdecode.kernels.kept_sums import PER_ROW
-from svdecode.kernels.launch import log_threshold, strength_source
-from svdecode.kernels.row_algebra import (
-    MAX,
-    NEG_INF,
-    SPLIT_FIELDS,
-    TILE_FIELDS,
-    TILE_MAX,
-    add_totals,
-    finite_or_zero,
-    shift_outside,
-    steered,
-    steering,
+from svdecode.kernels.arguments import log_threshold, strength_source
+from svdecode.kernels.kept_sums import NUMBER, PER_ROW
+from svdecode.kernels.launch import launch
+from svdecode.kernels.merged_row import merge_row, store_row
+from svdecode.kernels.row_algebra import NEG_INF, exponential, finite_or_zero, shift_outside, steered, steering
+from svdecode.kernels.row_layout import RowLayout, row_pointer
+from svdecode.kernels.row_statistics import (
+    OWN_FIELDS,
+    Workspace,
+    load_tile,
+    next_tile,
+    of_group,
+    open_row,
+    row_statistics,
+    workspace_of,
 )
-from svdecode.kernels.row_layout import RowLayout, row_start
-from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
-from svdecode.kernels.settings import COMPILED_ROW, LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import SMALL_INTEGERS, groups
+from svdecode.kernels.variants import COMPILED_ROW, Variant
 
-BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(i) for i in range(4))
-SAMPLE_FIELDS = tl.constexpr(4)
+BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(OWN_FIELDS + i) for i in range(4))
 NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def steered_tile(
-    pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION: tl.constexpr, TILE: tl.constexpr
-):
-    """(token, zs relative to the row's maximum) of a tile, -inf outside the vocabulary."""
-    token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, TILE)
+def steered_tile(tile, opened, KL_DIRECTION: tl.constexpr, ALIGN: tl.constexpr, TILE: tl.constexpr):
+    """(token, zs relative to the row's maximum) of a tile, -inf outside the vocabulary.
+
+    `opened` is what the tiles of a row share: (pre_row, ft_row, vocabulary, row, threshold, mu, shift).
+    """
+    pre_row, ft_row, vocabulary, row, threshold, mu, shift = opened
+    token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
     u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
     zs = steered(u, delta, (z >= threshold) & inside, mu, shift)
     return token, tl.where(inside, zs, NEG_INF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
 def sample_sums_kernel(
     pre_ptr,
     ft_ptr,
-    tiles_ptr,
-    splits_ptr,
-    sums_ptr,
+    workspace_ptr,
     mu_ptr,
     mu_number,
     log_alpha,
     penalty,
     inverse_temperature,
     vocabulary,
-    num_splits,
+    num_tiles,
+    group_size,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
     MU: tl.constexpr,
     GREEDY: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Store the best token, the steered total and the mass at the temperature of one split, if it holds a kept token."""
-    program = tl.program_id(0)
-    row_index = program // num_splits
-    split = program % num_splits
-    row64 = row_index.to(tl.int64)
-    fields = splits_ptr + row64 * (SPLIT_FIELDS * num_splits)
-    maximum = tl.max(load_field(fields, MAX, num_splits, NEG_INF, SPLITS), 0)
-    threshold = maximum + log_alpha
-    if (not DROP) or (tl.load(fields + MAX * num_splits + split) >= threshold):
-        total, pre_top, centre, _valid = merge_row(fields, num_splits, SPLITS)
-        row = (maximum, total, pre_top, centre)
-        tiles = tiles_ptr + row64 * (TILE_FIELDS * num_splits * TILES)
+    """Store the best token, the steered total and the mass at the temperature of a group's tiles.
+
+    With DROP only tiles with kept tokens are read. The first program of a row also merges it for the launch after.
+    """
+    row_index = tl.program_id(0)
+    group = tl.program_id(1)
+    record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
+    wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
+    tile = next_tile(wanted, 0, WIDTH)
+    if (tile < WIDTH) | (group == 0):
+        row, total, top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+        if group == 0:
+            store_row(record, fields, used, kept, maxima, row, total, top_excluded, valid, KL_DIRECTION, WIDTH)
         sizes, pre_strides, ft_strides = layout
-        pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-        ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
+        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
         mu = mu_number
         if MU == PER_ROW:
             mu = tl.load(mu_ptr + row_index)
-        shift = shift_outside(mu, penalty, DROP)
-        best = float("-inf")
-        best_total = 0.0
-        best_token = NO_TOKEN
-        mass = 0.0
-        for i in range(TILES):
-            tile = split * TILES + i
-            if (not DROP) or (tl.load(tiles + TILE_MAX * num_splits * TILES + tile) >= threshold):
-                token, zs = steered_tile(
-                    pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE
-                )
-                tile_max = tl.max(zs, 0)
-                first = tl.min(tl.where(zs == tile_max, token, NO_TOKEN), 0)
-                best_token = tl.where(tile_max > best, first, best_token)  # a tie keeps the lower token
-                if not GREEDY:
-                    common = tl.maximum(best, tile_max)
-                    scaled = tl.exp((zs - finite_or_zero(common)) * inverse_temperature)
-                    old = tl.where(best == NEG_INF, 0.0, tl.exp((best - finite_or_zero(common)) * inverse_temperature))
-                    mass = mass * old + tl.sum(scaled, 0)
-                tile_total = tl.sum(tl.exp(zs - finite_or_zero(tile_max)), 0)
-                best, best_total = add_totals(best, best_total, tile_max, tile_total)
-        own = sums_ptr + row64 * (SAMPLE_FIELDS * num_splits) + split
-        tl.store(own + BEST_MAX * num_splits, best)
-        tl.store(own + BEST_TOTAL * num_splits, best_total)
-        tl.store(own + BEST_TOKEN * num_splits, best_token.to(tl.float32, bitcast=True))
-        tl.store(own + MASS * num_splits, mass)
+        opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift_outside(mu, penalty, DROP))
+        while tile < WIDTH:
+            token, zs = steered_tile(tile, opened, KL_DIRECTION, ALIGN, TILE)
+            best = tl.max(zs, 0)
+            first = tl.min(tl.where(zs == best, token, NO_TOKEN), 0)
+            below = zs - finite_or_zero(best)
+            tl.store(fields + BEST_MAX * WIDTH + tile, best)
+            tl.store(fields + BEST_TOKEN * WIDTH + tile, first.to(tl.float32, bitcast=True))
+            tl.store(fields + BEST_TOTAL * WIDTH + tile, tl.sum(exponential(below), 0))
+            if not GREEDY:
+                tl.store(fields + MASS * WIDTH + tile, tl.sum(exponential(below * inverse_temperature), 0))
+            tile = next_tile(wanted, tile + 1, WIDTH)
 
 
-class SampledSplits(NamedTuple):
-    """Arguments that the last launch shares with the ones before it, in their order."""
+class Sampled(NamedTuple):
+    """What the last launch shares with the ones before it."""
 
+    workspace: Workspace
     inputs: tuple
+    """logits_pre, logits_ft, the workspace, mu per row."""
     numbers: tuple
+    """mu, log alpha, penalty, 1 / temperature."""
     sizes: tuple
+    """vocabulary, tiles."""
     constants: dict[str, object]
 
 
 def sample_sums(
     layout: RowLayout, mu: float | Tensor, temperature: float, alpha: float, penalty: float, direction: str
-) -> SampledSplits:
+) -> Sampled:
     """Launch the first two passes over all rows (at least one); a temperature of 0 needs no mass."""
     pre, ft = layout.tensors
-    vocabulary = ft.shape[-1]
-    rows, num_splits = ft.numel() // vocabulary, splits(vocabulary)
     source, number, per_row = strength_source(mu, ft)
-    statistics = row_statistics(pre, ft, layout, with_kl=False)
-    sums = torch.empty((rows, SAMPLE_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
-    inputs = (pre, ft, *statistics, sums, per_row)
-    numbers = (number, log_threshold(alpha), penalty)
-    sizes = (vocabulary, num_splits, layout.of(pre, ft))
-    constants = dict(
-        KL_DIRECTION=direction == KL,
-        DROP=penalty == -math.inf,
-        MU=source,
-        TILES=TILES,
-        TILE=TILE,
-        SPLITS=next_power_of_2(num_splits),
-        **LAUNCH,
-    )
+    space = row_statistics(layout, with_kl=False)
     greedy = temperature == 0
-    inverse_temperature = 1.0 if greedy else 1.0 / temperature
-    sample_sums_kernel[(rows * num_splits,)](*inputs, *numbers, inverse_temperature, *sizes, GREEDY=greedy, **constants)
-    return SampledSplits(inputs, (*numbers, inverse_temperature), sizes, constants)
+    inputs = (pre, ft, space.memory, per_row)
+    numbers = (number, log_threshold(alpha), penalty, 1.0 if greedy else 1.0 / temperature)
+    sizes = (space.vocabulary, space.num_tiles)
+    constants = {"KL_DIRECTION": direction == KL, "DROP": penalty == -math.inf, "MU": source, **space.constants}
+    count, size = groups(space.rows, space.num_tiles)
+    launch(
+        sample_sums_kernel,
+        (space.rows, count, 1),
+        (*inputs, *numbers, *sizes, size, 0, layout.of(pre, ft)),
+        {"GREEDY": greedy, **constants},
+    )
+    return Sampled(space, inputs, numbers, sizes, constants)
 
 
 KERNEL_VARIANTS = [
-    (
+    Variant(
         sample_sums_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0,), "GREEDY": (True, False)} | COMPILED_ROW,
-        2,
-    ),
+        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (NUMBER.value,), "GREEDY": (True, False)} | COMPILED_ROW,
+        tensors=2,
+    )
 ]

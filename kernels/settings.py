@@ -1,17 +1,25 @@
-"""Block sizes and warps of all kernels: one table, with its reasons.
+"""How a row is cut into tiles, splits and groups, and how kernels are launched: one table, with its reasons.
 
-A row is cut into splits of `TILES * TILE` tokens, one program each, and a split into tiles. The numbers depend on nothing but
-V, so a row's sums are merged in the same order alone, in any batch, and in every run.
+A row is cut into tiles of TILE tokens. A program of a streaming launch takes a split of TILES tiles; a program of a small
+launch takes a group of tiles, of which it reads only those that hold a kept token. Every sum is stored per tile and merged in
+the order of the tiles. A tile's sums depend on nothing but V and the dtypes, so a row has the same results alone, in any batch
+and in every run, whatever the groups are.
 
-- TILE = 1024: the unit that is read again when it holds a kept token. Peaked rows keep a few tokens, so 8 KB of bf16 pairs
-  each time; smaller tiles would cost more statistics (24 bytes per tile) than they save.
-- TILES = 4: a program's 4096 tokens are 32 per thread at 4 warps, which 16-byte loads cover with 4 (bf16) or 8 (fp32)
-  independent loads per input, enough in flight to hide memory latency, within 128 registers. V = 151,936 gives 38 programs
-  per row, and 8 rows fill the 132 processors of an H100 more than twice.
+- TILE = 1024: the unit that is read again when it holds a kept token. Peaked rows keep a few tokens, so 4 KB of bf16 pairs
+  each time; smaller tiles would cost more statistics (28 bytes per tile) than they save.
+- TILES = 4: one warp for each tile. A warp sums its own tile without a barrier. A thread holds 32 tokens of each input, which
+  are 4 (bf16) or 8 (fp32) independent loads of 16 bytes per input, enough in flight to hide memory latency.
+- PROGRAMS = 1024: about so many programs for a small launch. They run at once on an H100 (132 processors with 8 programs
+  each), so the launch takes the time of one program.
+- GROUP = 16: no fewer tiles for each of them, since every program reads all maxima of its row.
+- FEW_TILES = 4: so many tiles are left to the row's first program, which has merged the row: the others end at once.
+- FEW_TOKENS = 32: of so many kept tokens in a tile only these are written, one by one.
 - STRENGTHS = 4: `steered_nll` evaluates so many strengths on a tile that it holds in registers (32 values per thread).
+- warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
 - maxnreg = 168: three programs of 128 threads fit on a processor's 65,536 registers, 48 KB of loads in flight. Left to itself
   the assembler aims at more programs for the small kernels and spills a few bytes to get there.
-- warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
+- enable_fp_fusion = False: a multiply and an add stay two roundings unless the code says `tl.fma`. The algebra of
+  `kept_sums.py` needs it, and copies of one formula in several kernels then agree to the last bit.
 """
 
 from __future__ import annotations
@@ -19,12 +27,18 @@ from __future__ import annotations
 TILE = 1024
 TILES = 4
 SPLIT = TILE * TILES
+PROGRAMS = 1024
+GROUP = 16
+FEW_TILES = 4
+FEW_TOKENS = 32
 STRENGTHS = 4
-COMPILED_BLOCKS = {"TILES": (TILES,), "TILE": (TILE,)}
-COMPILED_ROW = {**COMPILED_BLOCKS, "SPLITS": (32,)}
-"""Block sizes with which `bench/compile_report.py` compiles kernels; 32 splits are V = 128,256."""
+WARPS = 4
+WARP_THREADS = 32
+LOAD_BYTES = 16
 
-LAUNCH = {"num_warps": 4, "maxnreg": 168}
+LAUNCH = {"num_warps": WARPS, "maxnreg": 168, "enable_fp_fusion": False}
+SMALL_INTEGERS = ("vocabulary", "num_tiles", "group_size", "zero")
+"""Integers whose value no kernel is compiled for: a row's layout would differ from that of the same row in another batch."""
 
 
 def next_power_of_2(n: int) -> int:
@@ -33,5 +47,12 @@ def next_power_of_2(n: int) -> int:
 
 
 def splits(vocabulary: int) -> int:
-    """Programs per row, from V alone."""
+    """Programs per row of a streaming launch."""
     return -(-vocabulary // SPLIT)
+
+
+def groups(rows: int, num_tiles: int) -> tuple[int, int]:
+    """(programs per row, tiles per program) of a small launch."""
+    programs = min(-(-num_tiles // GROUP), max(1, PROGRAMS // rows))
+    size = -(-num_tiles // programs)
+    return -(-num_tiles // size), size

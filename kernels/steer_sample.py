@@ -1,9 +1,9 @@
 """steer_sample: one token per row from the steered distribution, three launches, nothing of size (..., V), no sort.
 
-1. `row_statistics_kernel`   reads both inputs once                                                   (R x splits programs)
-2. `sample_sums_kernel`      per split: best token, steered normaliser, mass at the temperature          (R x splits)
-3. `pick_token_kernel`       greedy: the best of the splits. Sampling: the split, then the token, where the cumulative mass
-                             passes the row's uniform number                                          (R)
+1. `row_statistics_kernel`   reads both inputs once                                                      (rows, splits)
+2. `sample_sums_kernel`      per tile: best token, steered normaliser, mass at the temperature           (rows, groups)
+3. `pick_token_kernel`       greedy: the best of the tiles. Sampling: the tile, then the token, where the cumulative mass
+                             passes the row's uniform number                                             (rows)
 
 Only tiles with kept tokens are read again (with a finite penalty: all). top_k and top_p are thresholds on the steered logit,
 found by bisection on its bits, 31 walks over those tiles, which are a few kilobytes from the cache when K is small. What
@@ -18,61 +18,74 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode.kernels.kept_sums import PER_ROW
+from svdecode.kernels.kept_sums import NUMBER, PER_ROW
+from svdecode.kernels.launch import launch
+from svdecode.kernels.merged_row import load_row
 from svdecode.kernels.row_algebra import (
-    MAX,
+    INF,
     NEG_INF,
-    SPLIT_FIELDS,
-    TILE_FIELDS,
+    exponential,
     finite_or_zero,
     merge_totals,
     shift_outside,
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
-from svdecode.kernels.row_statistics import load_field, merge_row, next_tile, tiles_with_kept
-from svdecode.kernels.sample_sums import (
-    BEST_MAX,
-    BEST_TOKEN,
-    BEST_TOTAL,
-    MASS,
-    NO_TOKEN,
-    SAMPLE_FIELDS,
-    sample_sums,
-    steered_tile,
-)
-from svdecode.kernels.settings import COMPILED_ROW
+from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
+from svdecode.kernels.row_statistics import load_field, load_label, next_tile, open_row, workspace_of
+from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, MASS, NO_TOKEN, sample_sums, steered_tile
+from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 INFINITY_BITS = tl.constexpr(0x7F800000)
+NUMBER_OF_TOKENS, MASS_OF_TOKENS = (tl.constexpr(i) for i in range(2))
 
 
 @triton.jit
 def cheaper(
-    cost_limit, cost_kept, wanted, top, inverse_temperature, pre_row, ft_row, vocabulary, row, threshold, mu, shift,
-    COUNT: tl.constexpr, KL_DIRECTION: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    MEASURE: tl.constexpr, cost_limit, cost_kept, walk, opened, KL_DIRECTION: tl.constexpr, ALIGN: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Number (COUNT), or mass at the temperature, of the tokens that cost less than cost_limit and at most cost_kept."""
+    """Number, or mass at the temperature, of the tokens that cost less than cost_limit and at most cost_kept.
+
+    `walk` is (wanted tiles, best zs of the row, 1 / temperature).
+    """
+    wanted, top, inverse_temperature = walk
     measure = 0.0
     tile = next_tile(wanted, 0, WIDTH)
     while tile < WIDTH:
-        _token, zs = steered_tile(pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE)
+        _token, zs = steered_tile(tile, opened, KL_DIRECTION, ALIGN, TILE)
         cost = top - zs
         weight = tl.where((cost < cost_limit) & (cost <= cost_kept), 1.0, 0.0)
-        if not COUNT:
-            weight *= tl.exp(-cost * inverse_temperature)
+        if MEASURE == MASS_OF_TOKENS:
+            weight *= exponential(-cost * inverse_temperature)
         measure += tl.sum(weight, 0)
         tile = next_tile(wanted, tile + 1, WIDTH)
     return measure
 
 
 @triton.jit
+def largest_cost(
+    MEASURE: tl.constexpr, limit, cost_kept, walk, opened, KL_DIRECTION: tl.constexpr, ALIGN: tl.constexpr,
+    TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The largest cost below which the measure stays under a limit, by bisection: a float's bits are ordered as it is."""
+    low = 0
+    high = INFINITY_BITS + 0
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        cost = middle.to(tl.float32, bitcast=True)
+        fits = cheaper(MEASURE, cost, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH) < limit
+        low = tl.where(fits, middle, low)
+        high = tl.where(fits, high, middle - 1)
+    return low.to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "top_k"))
 def pick_token_kernel(
     pre_ptr,
     ft_ptr,
-    tiles_ptr,
-    splits_ptr,
-    sums_ptr,
+    workspace_ptr,
     mu_ptr,
     uniform_ptr,
     token_out_ptr,
@@ -81,10 +94,11 @@ def pick_token_kernel(
     log_alpha,
     penalty,
     inverse_temperature,
-    top_k,
     top_p,
+    top_k,
     vocabulary,
-    num_splits,
+    num_tiles,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
@@ -92,106 +106,66 @@ def pick_token_kernel(
     GREEDY: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Store one row's token and its steered log-probability."""
     row_index = tl.program_id(0)
-    row64 = row_index.to(tl.int64)
-    fields = splits_ptr + row64 * (SPLIT_FIELDS * num_splits)
-    maxima = load_field(fields, MAX, num_splits, NEG_INF, SPLITS)
-    maximum = tl.max(maxima, 0)
-    threshold = maximum + log_alpha
-    total, pre_top, centre, valid = merge_row(fields, num_splits, SPLITS)
-    row = (maximum, total, pre_top, centre)
-    tiles = tiles_ptr + row64 * (TILE_FIELDS * num_splits * TILES)
+    record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    used, _maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
+    wanted = kept if DROP else used
+    row, total = load_row(record)
     sizes, pre_strides, ft_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
     mu = mu_number
     if MU == PER_ROW:
         mu = tl.load(mu_ptr + row_index)
     shift = shift_outside(mu, penalty, DROP)
+    opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift)
 
-    split = tl.arange(0, SPLITS)
-    held = split < num_splits
-    if DROP:
-        held = held & (maxima >= threshold)
-    sums = sums_ptr + row64 * (SAMPLE_FIELDS * num_splits)
-    best = tl.load(sums + BEST_MAX * num_splits + split, mask=held, other=NEG_INF)
-    best_total = tl.load(sums + BEST_TOTAL * num_splits + split, mask=held, other=0.0)
-    top, steered_total = merge_totals(best, best_total)
-    best_bits = tl.load(sums + BEST_TOKEN * num_splits + split, mask=held, other=0.0)
-    best_token = tl.where(held & (best == top), best_bits.to(tl.int32, bitcast=True), NO_TOKEN)
-    token = tl.min(best_token, 0)
+    best = load_field(fields, BEST_MAX, wanted, NEG_INF, WIDTH)
+    top, steered_total = merge_totals(best, load_field(fields, BEST_TOTAL, wanted, 0.0, WIDTH))
+    best_token = load_field(fields, BEST_TOKEN, wanted, 0.0, WIDTH).to(tl.int32, bitcast=True)
+    token = tl.min(tl.where(wanted & (best == top), best_token, NO_TOKEN), 0)
 
-    WIDTH: tl.constexpr = SPLITS * TILES
     if not GREEDY:
         uniform = tl.load(uniform_ptr + row_index)
-        if DROP:
-            wanted = tiles_with_kept(tiles, num_splits * TILES, threshold, WIDTH)
-        else:
-            wanted = tl.arange(0, WIDTH) < num_splits * TILES
+        walk = (wanted, top, inverse_temperature)
         cost_kept = float("inf")
         if TOP_K:
-            low = 0
-            high = INFINITY_BITS + 0
-            while low < high:
-                middle = low + (high - low + 1) // 2
-                number = cheaper(
-                    middle.to(tl.float32, bitcast=True), float("inf"), wanted, top, inverse_temperature, pre_row, ft_row,
-                    vocabulary, row, threshold, mu, shift, True, KL_DIRECTION, TILE, WIDTH,
-                )  # fmt: skip
-                fits = number < top_k
-                low = tl.where(fits, middle, low)
-                high = tl.where(fits, high, middle - 1)
-            cost_kept = low.to(tl.float32, bitcast=True)
+            cost_kept = largest_cost(NUMBER_OF_TOKENS, top_k, INF, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
         if TOP_P:
-            mass = cheaper(
-                float("inf"), cost_kept, wanted, top, inverse_temperature, pre_row, ft_row, vocabulary, row, threshold,
-                mu, shift, False, KL_DIRECTION, TILE, WIDTH,
-            )  # fmt: skip
-            low = 0
-            high = INFINITY_BITS + 0
-            while low < high:
-                middle = low + (high - low + 1) // 2
-                below = cheaper(
-                    middle.to(tl.float32, bitcast=True), cost_kept, wanted, top, inverse_temperature, pre_row, ft_row,
-                    vocabulary, row, threshold, mu, shift, False, KL_DIRECTION, TILE, WIDTH,
-                )  # fmt: skip
-                fits = below < top_p * mass
-                low = tl.where(fits, middle, low)
-                high = tl.where(fits, high, middle - 1)
-            cost_kept = tl.minimum(cost_kept, low.to(tl.float32, bitcast=True))
+            mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
+            nucleus = largest_cost(
+                MASS_OF_TOKENS, top_p * mass, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH
+            )
+            cost_kept = tl.minimum(cost_kept, nucleus)
 
-        # Where the cumulative mass passes the target: first the split, then the token inside it.
+        # Where the cumulative mass passes the target: first the tile, then the token inside it.
         start = 0
         before = 0.0
         end = WIDTH + 0
         if TOP_K or TOP_P:
-            mass = cheaper(
-                float("inf"), cost_kept, wanted, top, inverse_temperature, pre_row, ft_row, vocabulary, row, threshold,
-                mu, shift, False, KL_DIRECTION, TILE, WIDTH,
-            )  # fmt: skip
+            mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
             target = uniform * mass
         else:
-            masses = tl.load(sums + MASS * num_splits + split, mask=held, other=0.0)
-            masses = masses * tl.where(best == NEG_INF, 0.0, tl.exp((best - finite_or_zero(top)) * inverse_temperature))
-            cumulative = tl.cumsum(masses, 0)
+            index = tl.arange(0, WIDTH)
+            masses = load_field(fields, MASS, wanted, 0.0, WIDTH)
+            masses *= tl.where(best == NEG_INF, 0.0, exponential((best - finite_or_zero(top)) * inverse_temperature))
             target = uniform * tl.sum(masses, 0)
-            last_split = tl.max(tl.where(masses > 0, split, 0), 0)
-            chosen = tl.minimum(tl.sum((cumulative <= target).to(tl.int32), 0), last_split)
-            before = tl.sum(tl.where(split < chosen, masses, 0.0), 0)
-            start = chosen * TILES
-            end = start + TILES
+            last_tile = tl.max(tl.where(masses > 0, index, 0), 0)
+            start = tl.minimum(tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0), last_tile)
+            before = tl.sum(tl.where(index < start, masses, 0.0), 0)
+            end = start + 1
         token = NO_TOKEN + 0
         last = -1
         tile = next_tile(wanted, start, WIDTH)
         while tile < end:
-            ids, zs = steered_tile(pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE)
+            ids, zs = steered_tile(tile, opened, KL_DIRECTION, ALIGN, TILE)
             cost = top - zs
-            weight = tl.where(cost <= cost_kept, tl.exp(-cost * inverse_temperature), 0.0)
+            weight = tl.where(cost <= cost_kept, exponential(-cost * inverse_temperature), 0.0)
             passed = (before + tl.cumsum(weight, 0) > target) & (weight > 0)
             token = tl.minimum(token, tl.min(tl.where(passed, ids, NO_TOKEN), 0))
             last = tl.maximum(last, tl.max(tl.where(weight > 0, ids, -1), 0))
@@ -199,11 +173,10 @@ def pick_token_kernel(
             tile = tl.where(token < NO_TOKEN, end, next_tile(wanted, tile + 1, WIDTH))
         token = tl.where(token < NO_TOKEN, token, last)  # rounding left the target just above the whole mass
 
-    chosen_z = tl.load(ft_row + token, mask=(token >= 0) & (token < vocabulary), other=NEG_INF).to(tl.float32)
-    chosen_a = tl.load(pre_row + token, mask=(token >= 0) & (token < vocabulary), other=NEG_INF).to(tl.float32)
-    u, _p, _c, delta = steering(chosen_z, chosen_a, row, KL_DIRECTION)
-    logprob = steered(u, delta, chosen_z >= threshold, mu, shift) - top - tl.log(steered_total)
-    sound = valid & (logprob <= 0.0001) & (token >= 0) & (token < vocabulary)
+    in_range, z, a = load_label(pre_row, ft_row, token, vocabulary)
+    u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
+    logprob = steered(u, delta, z >= threshold, mu, shift) - top - tl.log(steered_total)
+    sound = (total > 0) & (logprob <= 0.0001) & in_range
     tl.store(token_out_ptr + row_index, tl.where(sound, token, -1).to(tl.int64))
     tl.store(logprob_out_ptr + row_index, tl.where(sound, logprob, float("nan")))
 
@@ -231,32 +204,36 @@ def steer_sample(
         return tokens, logprobs
     with on_device_of(ft):
         found = sample_sums(layout, mu, temperature, alpha, penalty, direction)
-        pick_token_kernel[(rows,)](
-            *found.inputs,
-            *(uniform.reshape(-1).contiguous(), tokens, logprobs),
-            *found.numbers,
-            *(top_k or 0, 1.0 if top_p is None else top_p),
-            *found.sizes,
-            GREEDY=temperature == 0,
-            TOP_K=top_k is not None and top_k < vocabulary,
-            TOP_P=top_p is not None and top_p < 1,
-            **found.constants,
+        launch(
+            pick_token_kernel,
+            (rows, 1, 1),
+            (
+                *(*found.inputs, uniform.reshape(-1).contiguous(), tokens, logprobs, *found.numbers),
+                *(1.0 if top_p is None else top_p, top_k or 0, *found.sizes, 0, layout.of(*layout.tensors)),
+            ),
+            {
+                "GREEDY": temperature == 0,
+                "TOP_K": top_k is not None and top_k < vocabulary,
+                "TOP_P": top_p is not None and top_p < 1,
+                **found.constants,
+            },
         )
     return tokens, logprobs
 
 
 KERNEL_VARIANTS = [
-    (
+    Variant(
         pick_token_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (0,), "GREEDY": (True,), "TOP_K": (False,), "TOP_P": (False,)}
+        {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (NUMBER.value,), "GREEDY": (True,), "TOP_K": (False,)}
+        | {"TOP_P": (False,)}
         | COMPILED_ROW,
-        2,
+        tensors=2,
     ),
-    (
+    Variant(
         pick_token_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (1,), "GREEDY": (False,), "TOP_K": (True,)}
+        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (PER_ROW.value,), "GREEDY": (False,), "TOP_K": (True,)}
         | {"TOP_P": (True, False)}
         | COMPILED_ROW,
-        2,
+        tensors=2,
     ),
 ]

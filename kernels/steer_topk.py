@@ -1,10 +1,10 @@
 """steer_topk: the k best tokens of the steered distribution, three launches, nothing of size (..., V), no sort.
 
-1. `row_statistics_kernel`   reads both inputs once                                              (R x splits programs)
-2. `sample_sums_kernel`      per split: best token and steered normaliser, as for steer_sample      (R x splits)
-3. `pick_best_kernel`        k times: the best of the splits' best tokens, which the next one of its split replaces    (R)
+1. `row_statistics_kernel`   reads both inputs once                                              (rows, splits)
+2. `sample_sums_kernel`      per tile: best token and steered normaliser, as for steer_sample    (rows, groups)
+3. `pick_best_kernel`        k times: the best of the tiles' best tokens, which the next one of its tile replaces    (rows)
 
-The third reads the tiles of one split again for each token taken, a few kilobytes from the cache, however large K is.
+The third reads one tile again for each token taken, a few kilobytes from the cache, however large K is.
 """
 
 from __future__ import annotations
@@ -14,37 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode.kernels.kept_sums import PER_ROW
-from svdecode.kernels.row_algebra import (
-    MAX,
-    NEG_INF,
-    SPLIT_FIELDS,
-    TILE_FIELDS,
-    TILE_MAX,
-    merge_totals,
-    shift_outside,
-)
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
-from svdecode.kernels.row_statistics import load_field, merge_row
-from svdecode.kernels.sample_sums import (
-    BEST_MAX,
-    BEST_TOKEN,
-    BEST_TOTAL,
-    NO_TOKEN,
-    SAMPLE_FIELDS,
-    sample_sums,
-    steered_tile,
-)
-from svdecode.kernels.settings import COMPILED_ROW
+from svdecode.kernels.kept_sums import NUMBER, PER_ROW
+from svdecode.kernels.launch import launch
+from svdecode.kernels.merged_row import load_row
+from svdecode.kernels.row_algebra import INF, NEG_INF, merge_totals, shift_outside
+from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
+from svdecode.kernels.row_statistics import load_field, open_row, workspace_of
+from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, NO_TOKEN, sample_sums, steered_tile
+from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "count"))
 def pick_best_kernel(
     pre_ptr,
     ft_ptr,
-    tiles_ptr,
-    splits_ptr,
-    sums_ptr,
+    workspace_ptr,
     mu_ptr,
     token_out_ptr,
     logprob_out_ptr,
@@ -53,83 +38,57 @@ def pick_best_kernel(
     penalty,
     count,
     vocabulary,
-    num_splits,
+    num_tiles,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
     MU: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Store the `count` best tokens of one row and their steered log-probabilities."""
     row_index = tl.program_id(0)
-    row64 = row_index.to(tl.int64)
-    fields = splits_ptr + row64 * (SPLIT_FIELDS * num_splits)
-    maxima = load_field(fields, MAX, num_splits, NEG_INF, SPLITS)
-    maximum = tl.max(maxima, 0)
-    threshold = maximum + log_alpha
-    total, pre_top, centre, valid = merge_row(fields, num_splits, SPLITS)
-    row = (maximum, total, pre_top, centre)
-    tiles = tiles_ptr + row64 * (TILE_FIELDS * num_splits * TILES)
+    record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    used, _maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
+    wanted = kept if DROP else used
+    row, total = load_row(record)
     sizes, pre_strides, ft_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
     mu = mu_number
     if MU == PER_ROW:
         mu = tl.load(mu_ptr + row_index)
-    shift = shift_outside(mu, penalty, DROP)
+    opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift_outside(mu, penalty, DROP))
 
-    split = tl.arange(0, SPLITS)
-    held = split < num_splits
-    if DROP:
-        held = held & (maxima >= threshold)
-    sums = sums_ptr + row64 * (SAMPLE_FIELDS * num_splits)
-    best = tl.load(sums + BEST_MAX * num_splits + split, mask=held, other=NEG_INF)
-    top, steered_total = merge_totals(best, tl.load(sums + BEST_TOTAL * num_splits + split, mask=held, other=0.0))
+    index = tl.arange(0, WIDTH)
+    best = load_field(fields, BEST_MAX, wanted, NEG_INF, WIDTH)
+    top, steered_total = merge_totals(best, load_field(fields, BEST_TOTAL, wanted, 0.0, WIDTH))
     normaliser = top + tl.log(steered_total)
-    sound = valid & (steered_total > 0) & (steered_total < float("inf"))
-    first = tl.load(sums + BEST_TOKEN * num_splits + split, mask=held, other=0.0).to(tl.int32, bitcast=True)
-    token = tl.where(held & (best > NEG_INF), first, NO_TOKEN)
+    sound = (total > 0) & (steered_total > 0) & (steered_total < INF)
+    token = load_field(fields, BEST_TOKEN, wanted, 0.0, WIDTH).to(tl.int32, bitcast=True)
+    token = tl.where(wanted & (best > NEG_INF), token, NO_TOKEN)
 
-    # What this kernel has found in each split so far; nothing before the first time. The first token of a split was found by
-    # another kernel, whose zs may differ in the last bit: it is left out by its id.
-    found_max = tl.full((SPLITS,), float("inf"), tl.float32)
-    found_token = tl.full((SPLITS,), -1, tl.int32)
-    out = row64 * count
+    out = row_index.to(tl.int64) * count
     for i in range(count):
         top = tl.max(best, 0)
         chosen = tl.min(tl.where(best == top, token, NO_TOKEN), 0)
         some = sound & (chosen < NO_TOKEN)
         tl.store(token_out_ptr + out + i, tl.where(some, chosen, -1).to(tl.int64))
-        logprob = tl.where(some, top - normaliser, NEG_INF)
-        tl.store(logprob_out_ptr + out + i, tl.where(sound, logprob, float("nan")))
+        tl.store(logprob_out_ptr + out + i, tl.where(sound, tl.where(some, top - normaliser, NEG_INF), float("nan")))
 
-        here = split == chosen // (TILES * TILE)
-        gone = tl.min(tl.where(here, first, NO_TOKEN), 0)
-        last_max = tl.max(tl.where(here, found_max, NEG_INF), 0)
-        last_token = tl.max(tl.where(here, found_token, -1), 0)
         next_max = float("-inf")
         next_token = NO_TOKEN
-        for j in range(TILES):
-            tile = (chosen // (TILES * TILE)) * TILES + j
-            wanted = some & (i + 1 < count) & (tile < num_splits * TILES)
-            if DROP:
-                wanted = wanted & (
-                    tl.load(tiles + TILE_MAX * num_splits * TILES + tile, mask=wanted, other=NEG_INF) >= threshold
-                )
-            if wanted:
-                ids, zs = steered_tile(pre_row, ft_row, tile, vocabulary, row, threshold, mu, shift, KL_DIRECTION, TILE)
-                left = ((zs < last_max) | ((zs == last_max) & (ids > last_token))) & (ids != gone)
-                zs = tl.where(left, zs, NEG_INF)
-                tile_max = tl.max(zs, 0)
-                lowest = tl.min(tl.where((zs == tile_max) & (zs > NEG_INF), ids, NO_TOKEN), 0)
-                next_token = tl.where(tile_max > next_max, lowest, next_token)  # a tie keeps the lower token
-                next_max = tl.maximum(next_max, tile_max)
+        if some & (i + 1 < count):
+            # What is left of its tile: less likely tokens, and those as likely with a higher id.
+            ids, zs = steered_tile(chosen // TILE, opened, KL_DIRECTION, ALIGN, TILE)
+            zs = tl.where((zs < top) | ((zs == top) & (ids > chosen)), zs, NEG_INF)
+            next_max = tl.max(zs, 0)
+            next_token = tl.min(tl.where((zs == next_max) & (zs > NEG_INF), ids, NO_TOKEN), 0)
+        here = index == chosen // TILE
         best = tl.where(here, next_max, best)
         token = tl.where(here, next_token, token)
-        found_max = tl.where(here, next_max, found_max)
-        found_token = tl.where(here, next_token, found_token)
 
 
 def steer_topk(
@@ -147,10 +106,19 @@ def steer_topk(
     with on_device_of(ft):
         found = sample_sums(layout, mu, 0.0, alpha, penalty, direction)
         *numbers, _temperature = found.numbers
-        pick_best_kernel[(rows,)](*found.inputs, tokens, logprobs, *numbers, k, *found.sizes, **found.constants)
+        launch(
+            pick_best_kernel,
+            (rows, 1, 1),
+            (*found.inputs, tokens, logprobs, *numbers, k, *found.sizes, 0, layout.of(*layout.tensors)),
+            found.constants,
+        )
     return tokens, logprobs
 
 
 KERNEL_VARIANTS = [
-    (pick_best_kernel, {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (0,)} | COMPILED_ROW, 2),
+    Variant(
+        pick_best_kernel,
+        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (NUMBER.value,)} | COMPILED_ROW,
+        tensors=2,
+    )
 ]

@@ -1,4 +1,4 @@
-"""steering_vector: delta on K, 0 elsewhere, two launches: the statistics, then a write that reads again what it needs."""
+"""steering_vector: delta on K, 0 elsewhere, two launches: the statistics with a fill of 0, then delta of the kept tiles."""
 
 from __future__ import annotations
 
@@ -7,102 +7,96 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode.constants import KL
-from svdecode.kernels.fused_steer import (
-    SAVED_CENTRE,
-    SAVED_FIELDS,
-    SAVED_MAXIMUM,
-    SAVED_MEAN,
-    SAVED_NORMALISER,
-    SAVED_PRE_TOP,
-    SAVED_TOTAL,
+from svdecode.constants import KL, SAVED_FIELDS
+from svdecode.kernels.arguments import log_threshold
+from svdecode.kernels.launch import launch
+from svdecode.kernels.merged_row import merge_row
+from svdecode.kernels.row_algebra import steering
+from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer, within
+from svdecode.kernels.row_statistics import (
+    load_tile,
+    next_tile,
+    of_group,
+    open_row,
+    row_statistics,
+    store_kept,
+    workspace_of,
 )
-from svdecode.kernels.launch import log_threshold
-from svdecode.kernels.row_algebra import MAX, NEG_INF, SPLIT_FIELDS, TILE_FIELDS, TILE_MAX, steering
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
-from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
-from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.saved_row import save_row
+from svdecode.kernels.settings import SMALL_INTEGERS, groups
+from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SMALL_INTEGERS)
 def steering_vector_kernel(
     pre_ptr,
     ft_ptr,
-    tiles_ptr,
-    splits_ptr,
+    workspace_ptr,
     out_ptr,
     saved_out_ptr,
     log_alpha,
     vocabulary,
-    num_splits,
+    num_tiles,
+    group_size,
+    zero,
     layout,
     KL_DIRECTION: tl.constexpr,
-    TILES: tl.constexpr,
+    ALIGN: tl.constexpr,
     TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Write delta of one split."""
-    program = tl.program_id(0)
-    row_index = program // num_splits
-    split = program % num_splits
-    row64 = row_index.to(tl.int64)
-    fields = splits_ptr + row64 * (SPLIT_FIELDS * num_splits)
-    tiles = tiles_ptr + row64 * (TILE_FIELDS * num_splits * TILES)
-    sizes, pre_strides, ft_strides, out_strides = layout
-    pre_row = pre_ptr + row_start(row_index, sizes, pre_strides)
-    ft_row = ft_ptr + row_start(row_index, sizes, ft_strides)
-    out_row = out_ptr + row_start(row_index, sizes, out_strides)
-    maximum = tl.max(load_field(fields, MAX, num_splits, NEG_INF, SPLITS), 0)
-    threshold = maximum + log_alpha
-    total, pre_top, centre, valid = merge_row(fields, num_splits, SPLITS)
-    row = (maximum, total, pre_top, centre)
-    zero = tl.where(valid, 0.0, float("nan"))
-    if split == 0:
-        saved = saved_out_ptr + row64 * SAVED_FIELDS
-        tl.store(saved + SAVED_MAXIMUM, maximum)
-        tl.store(saved + SAVED_TOTAL, total + zero)
-        tl.store(saved + SAVED_PRE_TOP, pre_top)
-        tl.store(saved + SAVED_CENTRE, centre)
-        tl.store(saved + SAVED_NORMALISER, 0.0)
-        tl.store(saved + SAVED_MEAN, 0.0)
-    for i in range(TILES):
-        tile = split * TILES + i
-        token = tile * TILE + tl.arange(0, TILE)
-        if tl.load(tiles + TILE_MAX * num_splits * TILES + tile) >= threshold:
-            _token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, TILE)
-            _u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
-            tl.store(out_row + token, tl.where(z >= threshold, delta, 0.0) + zero, mask=inside)
-        else:
-            tl.store(out_row + token, tl.zeros([TILE], tl.float32) + zero, mask=token < vocabulary)
+    """Write delta of a group's tiles with kept tokens; NaN into all of a row that is not valid."""
+    row_index = tl.program_id(0)
+    group = tl.program_id(1)
+    _record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
+    used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
+    own = of_group(kept, group, group_size, WIDTH)
+    tile = next_tile(own, 0, WIDTH)
+    if (tile < WIDTH) | (group == 0):
+        row, total, _top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+        sizes, pre_strides, ft_strides, out_strides = layout
+        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+        out_row = row_pointer(out_ptr, row_index, sizes, out_strides, zero, ALIGN)
+        if group == 0:
+            save_row(saved_out_ptr, row_index, row, tl.where(valid, total, float("nan")), 0.0, 0.0)
+        if valid:
+            while tile < WIDTH:
+                token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
+                _u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
+                keep = (z >= threshold) & inside
+                store_kept(out_row + token, tl.where(keep, delta, 0.0), keep, inside)
+                tile = next_tile(own, tile + 1, WIDTH)
+        elif group == 0:
+            for i in range(num_tiles):
+                token = i * TILE + tl.arange(0, TILE)
+                tl.store(
+                    out_row + token, tl.full([TILE], float("nan"), tl.float32), mask=within(token, vocabulary, ALIGN)
+                )
 
 
 def steering_vector(logits_pre: Tensor, logits_ft: Tensor, alpha: float, direction: str) -> tuple[Tensor, Tensor]:
     """(delta (..., V), saved for the backward); arguments are checked by `svdecode.ops`."""
-    shape, vocabulary = logits_ft.shape[:-1], logits_ft.shape[-1]
-    delta = torch.empty(logits_ft.shape, dtype=torch.float32, device=logits_ft.device)
-    saved = torch.empty((*shape, SAVED_FIELDS.value), dtype=torch.float32, device=logits_ft.device)
-    layout = RowLayout(logits_pre, logits_ft, delta)
-    pre, ft, out = layout.tensors
-    num_splits = splits(vocabulary)
+    shape, device = logits_ft.shape, logits_ft.device
+    delta = torch.empty(shape, dtype=torch.float32, device=device)
+    saved = torch.empty((*shape[:-1], SAVED_FIELDS), dtype=torch.float32, device=device)
     if delta.numel() == 0:
         return delta, saved
+    layout = RowLayout(logits_pre, logits_ft, delta)
+    pre, ft, out = layout.tensors
     with on_device_of(ft):
-        statistics = row_statistics(pre, ft, layout, with_kl=False)
-        steering_vector_kernel[(saved.numel() // SAVED_FIELDS.value * num_splits,)](
-            *(pre, ft, *statistics, out, saved, log_threshold(alpha), vocabulary, num_splits, layout.of(pre, ft, out)),
-            KL_DIRECTION=direction == KL,
-            TILES=TILES,
-            TILE=TILE,
-            SPLITS=next_power_of_2(num_splits),
-            **LAUNCH,
+        space = row_statistics(layout, with_kl=False, out=out, fill=0.0)
+        count, size = groups(space.rows, space.num_tiles)
+        launch(
+            steering_vector_kernel,
+            (space.rows, count, 1),
+            (
+                *(pre, ft, space.memory, out, saved, log_threshold(alpha)),
+                *(space.vocabulary, space.num_tiles, size, 0, layout.of(pre, ft, out)),
+            ),
+            {"KL_DIRECTION": direction == KL, **space.constants},
         )
     return delta, saved
 
 
-KERNEL_VARIANTS = [
-    (
-        steering_vector_kernel,
-        {"KL_DIRECTION": (True, False), "TILES": (TILES,), "TILE": (TILE,), "SPLITS": (32,)},
-        3,
-    )
-]
+KERNEL_VARIANTS = [Variant(steering_vector_kernel, {"KL_DIRECTION": (True, False)} | COMPILED_ROW, tensors=3)]
