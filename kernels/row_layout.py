@@ -10,6 +10,8 @@ otherwise have other results alone than in a batch.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 
 import torch
@@ -37,9 +39,15 @@ class RowLayout:
     def __init__(self, *tensors: Tensor) -> None:
         """Lay out tensors."""
         vocabulary = tensors[0].shape[-1]
-        sizes = [x.element_size() for x in tensors]
-        self.align = math.gcd(vocabulary, MOST_ALIGNED) if not vocabulary * min(sizes) % LOAD_BYTES else 1
-        self.lanes = WARP_THREADS * (LOAD_BYTES // max(sizes[:2]) if self.align > 1 else 1)
+        self.align, self.lanes = _alignment(vocabulary, *[x.itemsize for x in tensors])
+        self._alike = all(map(Tensor.is_contiguous, tensors)) and (
+            self.align == 1 or not any(x.data_ptr() % LOAD_BYTES for x in tensors)
+        )
+        if self._alike:  # the usual call: rows one after another, the same in all tensors
+            self.tensors = tensors
+            self.sizes = (1, 1)
+            self.strides = ((vocabulary if tensors[0].numel() > vocabulary else 0, 0, 0),) * len(tensors)
+            return
         laid_out = [x if self._readable(x) else _copied(x) for x in tensors]
         levels = _merge(laid_out)
         if len(levels) > LEVELS:
@@ -48,7 +56,7 @@ class RowLayout:
         # Padded at the end: an ordinary batch has sizes (1, 1), which Triton takes for constants.
         levels += [(1, *(0,) * len(laid_out))] * (LEVELS - len(levels))
         sizes, *strides = zip(*levels, strict=True)
-        self.tensors = laid_out
+        self.tensors = tuple(laid_out)
         self.sizes = sizes[1:]
         self.strides = tuple(strides)
 
@@ -64,8 +72,17 @@ class RowLayout:
 
     def of(self, *tensors: Tensor) -> tuple[tuple[int, ...], ...]:
         """The kernel argument for some of the tensors: sizes, then the strides of each."""
-        found = (next(i for i, x in enumerate(self.tensors) if x is tensor) for tensor in tensors)
-        return (self.sizes, *(self.strides[i] for i in found))
+        if self._alike:
+            return (self.sizes, *self.strides[:1] * len(tensors))
+        places = {id(x): strides for x, strides in zip(self.tensors, self.strides, strict=True)}
+        return (self.sizes, *(places[id(x)] for x in tensors))
+
+
+@functools.lru_cache(maxsize=256)
+def _alignment(vocabulary: int, *sizes: int) -> tuple[int, int]:
+    """(align, lanes) for elements of these sizes in bytes, logits_pre and logits_ft first."""
+    align = 1 if vocabulary * min(sizes) % LOAD_BYTES else math.gcd(vocabulary, MOST_ALIGNED)
+    return align, WARP_THREADS * (LOAD_BYTES // max(sizes[:2]) if align > 1 else 1)
 
 
 def _copied(x: Tensor) -> Tensor:
@@ -86,9 +103,14 @@ def _merge(tensors: list[Tensor]) -> list[tuple[int, ...]]:
     return levels
 
 
-def on_device_of(tensor: Tensor) -> torch.cuda.device:
-    """Launch on the device of the tensors, which need not be the current one; nothing to do on a CPU."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+_HERE = contextlib.nullcontext()
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Launch on the device of the tensors, which need not be the current one; nothing to do where it is, or on a CPU."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
 
 
 @triton.jit

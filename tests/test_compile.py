@@ -35,8 +35,8 @@ def rows():
     return compiled("--dtypes", "bf16/bf16", "fp32/fp32")
 
 
-def test_small_vocabularies_compile_where_integers_of_1_become_constants():
-    assert not [row for row in compiled("--single", "--targets", "90", "--dtypes", "bf16/fp32") if row["spilled"]]
+def test_rows_on_three_levels_compile():
+    assert not [row for row in compiled("--levels", "--targets", "90", "--dtypes", "bf16/fp32") if row["spilled"]]
 
 
 def test_every_kernel_compiles_for_every_target(rows):
