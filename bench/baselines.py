@@ -1,4 +1,4 @@
-"""Kernels whose speed is known, to check the model by: copy, add and softmax reach 90% and more of the copy bandwidth on real cards."""
+"""Kernels whose speed is known, to check the model by: copy, add and softmax reach about the copy bandwidth on real cards."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Print how many instructions the kernels take per token, and what a model of one multiprocessor makes of them. No GPU needed.
 
-    python bench/counts.py [--json FILE] [--compare FILE] [--cards H100 A100 B200] [--only KERNEL ...] [--operators NAME ...]
+    python bench/counts.py [--json FILE] [--compare FILE] [--cards H100 A100 B200] [--only NAME ...] [--operators NAME ...]
 
 Counts are read off the machine code that ptxas made for sm_90 and bfloat16 inputs, on the way that a peaked row takes
-(`machine_code.path`, `kernel_work.py`). Times come from `processor.py` with the code of each card: a model, not a measurement.
+(`ways.path`, `kernel_work.py`). Times come from `processor.py` with the code of each card: a model, not a measurement.
 `--compare` prints a Markdown table of an older `--json` file and of now.
 """
 
@@ -66,13 +66,16 @@ def _moves(row: dict) -> str:
     )
 
 
+def _cell(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
 def counts_table(kernels: list[dict]) -> str:
     """Counts of each kernel."""
     columns = ["instructions", *COUNTED_PIPES, "barriers", "shuffles", "registers", "spilled"]
+    last = ["before_first_load", "loads_before_first_wait"]
     rows = [
-        [row["kernel"], *(f"{row[c]:.1f}" if isinstance(row[c], float) else str(row[c]) for c in columns), _moves(row)]
-        + [str(row["before_first_load"]), "yes" if row["loads_before_first_wait"] else "no"]
-        for row in kernels
+        [row["kernel"], *(_cell(row[c]) for c in columns), _moves(row), *(str(row[c]) for c in last)] for row in kernels
     ]
     header = ["kernel", *columns, "loads; stores (bytes x count)", "before the first load", "all loads before a wait"]
     return markdown_table(header, rows)
@@ -82,13 +85,9 @@ def model_table(model: list[dict]) -> str:
     """Predictions of each operator, card and shape."""
     rows = [
         [
-            row["operator"],
-            row["card"],
-            f"{row['rows']} x {row['vocabulary']:,}",
-            f"{row['share']:.0%}",
-            f"{row['us']:.1f}",
+            *(row["operator"], row["card"], f"{row['rows']} x {row['vocabulary']:,}", f"{row['share']:.0%}"),
+            *(f"{row['us']:.1f}", " + ".join(f"{us:.1f}" for us in row["launches_us"]), row["limit"]),
         ]
-        + [" + ".join(f"{us:.1f}" for us in row["launches_us"]), row["limit"]]
         for row in model
     ]
     header = [
@@ -134,7 +133,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table there")
     parser.add_argument("--compare", type=Path, help="an older file of --json")
     parser.add_argument("--cards", nargs="*", choices=CARDS, default=list(CARDS))
-    parser.add_argument("--only", nargs="*", help="count these kernels alone")
+    parser.add_argument("--only", nargs="*", help="count the kernels alone whose names begin so")
     parser.add_argument("--operators", nargs="*", choices=OPERATORS, default=list(OPERATORS), help="model these alone")
     arguments = parser.parse_args()
     found = collect(arguments.cards, arguments.only, arguments.operators)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import compile_report
 from kernel_work import CUDA_STREAMS, CUDA_WARPS, STREAMS, Work
-from machine_code import WIDE, Instruction, demangle, disassemble, path
+from machine_code import Instruction, demangle, disassemble
 from processor import WARP, Program
+from ways import first_wide_load, loads_before_first_wait, path
 
 CUDA_SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 COUNTED_PIPES = {"alu": ("alu",), "fma": ("fma", "heavy"), "xu": ("xu",), "lsu": ("lsu",)}
@@ -129,29 +130,17 @@ def count(kernel: Kernel, work: Work) -> dict[str, object]:
     }
 
 
-def first_wide_load(way: list[Instruction]) -> int | None:
-    """Instructions before the first load of logits; None where none are loaded."""
-    return next((index for index, x in enumerate(way) if x.is_load and x.width >= WIDE), None)
-
-
-def loads_before_first_wait(way: list[Instruction]) -> bool:
-    """Whether all loads of logits are issued before an instruction waits for one of them."""
-    wide = [index for index, x in enumerate(way) if x.is_load and x.width >= WIDE]
-    pending: set[int] = set()
-    for index, instruction in enumerate(way):
-        if pending & set(instruction.waits):
-            return index > wide[-1]
-        if index in wide:
-            pending.add(instruction.result_scoreboard)
-    return True
+def is_wanted(name: str, only: list[str] | None) -> bool:
+    """Whether a name begins as one of `only`, which is None where all are wanted."""
+    return only is None or any(name.startswith(beginning) for beginning in only)
 
 
 def triton_counts(only: list[str] | None, target: int = 90) -> list[dict[str, object]]:
-    """One row for each streaming variant."""
+    """One row for each streaming variant; `only`: those whose names begin so."""
     rows = []
     for variant in variants():
         name = variant.kernel.fn.__name__
-        work = STREAMS[name](variant.constants) if name in STREAMS and (only is None or name in only) else None
+        work = STREAMS[name](variant.constants) if name in STREAMS and is_wanted(variant.name, only) else None
         if work is not None:
             constants = {key: value for key, value in variant.constants.items() if not callable(value)}
             rows.append(
@@ -165,7 +154,7 @@ def cuda_counts(only: list[str] | None, target: int = 90) -> list[dict[str, obje
     if shutil.which("nvcc") is None:
         return []
     return [
-        {"kernel": f"CUDA {label}", **count(find_cuda(source, name, target), work)}
+        {"kernel": label, **count(find_cuda(source, name, target), work)}
         for label, (source, name, work) in CUDA_STREAMS.items()
-        if only is None or name in only
+        if is_wanted(label, only)
     ]

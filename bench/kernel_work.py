@@ -1,6 +1,6 @@
 """What each kernel has to do with a peaked row, and which launches an operator makes: the table that `counts.py` counts by.
 
-Whoever rewrites a kernel changes its line here. `machine_code.path` looks for the shortest way through the machine code that
+Whoever rewrites a kernel changes its line here. `ways.path` looks for the shortest way through the machine code that
 does the `Work`, so a line that does not fit the kernel ends in an error that says what its ways do.
 """
 
@@ -29,10 +29,10 @@ class Work(NamedTuple):
 class Launch(NamedTuple):
     """One launch of an operator on peaked rows.
 
-    A row has `programs(V)` programs. `others` of them do `other`, since they hold a kept token or come last; the rest do `usual`.
+    A row has `programs(V)` programs. `others` of them do `other`, since they hold a kept token or come last; the rest `usual`.
     `constants` are what the operator passes, on top of those of the kernel's first compiled variant. `source`: a CUDA file.
-    `lookups(V)`: loads of a row's statistics that a program of the others makes one after another, each waiting for the last: no
-    loop whose rounds depend on V is in the counted way.
+    `lookups(V)`: loads of a row's statistics that one of the others makes one after another, in loops whose rounds depend on V
+    and which therefore are not in the counted way.
     """
 
     kernel: str
@@ -86,10 +86,18 @@ STREAMS: dict[str, Callable[[dict], Work | None]] = {
 None: this variant does not, it only visits tiles that hold a kept token."""
 
 CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
-    "steer_kernel, with KL": ("fused_steer.cu", "steer_kernel", Work(CUDA_SPLIT, read=4, written=4, exponentials=2)),
-    "steer_kernel, without KL": ("fused_steer.cu", "steer_kernel", Work(CUDA_SPLIT, read=4, written=4, exponentials=1)),
-    "sample_kernel": ("steer_sample.cu", "sample_kernel", Work(CUDA_SPLIT, read=4, exponentials=1)),
-    "topk_kernel": ("steer_topk.cu", "topk_kernel", Work(CUDA_SPLIT, read=4, exponentials=1)),
+    "CUDA steer_kernel, with KL": (
+        "fused_steer.cu",
+        "steer_kernel",
+        Work(CUDA_SPLIT, read=4, written=4, exponentials=2),
+    ),
+    "CUDA steer_kernel, without KL": (
+        "fused_steer.cu",
+        "steer_kernel",
+        Work(CUDA_SPLIT, read=4, written=4, exponentials=1),
+    ),
+    "CUDA sample_kernel": ("steer_sample.cu", "sample_kernel", Work(CUDA_SPLIT, read=4, exponentials=1)),
+    "CUDA topk_kernel": ("steer_topk.cu", "topk_kernel", Work(CUDA_SPLIT, read=4, exponentials=1)),
 }
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 

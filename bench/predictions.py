@@ -22,7 +22,7 @@ WAVES = 8
 LINK = 64
 """Bytes per clock between a processor and the L2 cache: no processor reads faster, however idle the others are."""
 LOOKUP = 1 / 3
-"""Part of the L2 cache's latency that a load of statistics takes on average, since the next ones come with it into L1; assumed."""
+"""Part of the L2 cache's latency that a lookup takes on average, since each brings the next ones into L1; assumed."""
 LIMIT = 0.85
 """From this use on, the memory, the schedulers or a pipe limit a launch; below, waiting does ("latency")."""
 
@@ -85,7 +85,7 @@ def limit(timeline: Timeline) -> str:
 
 
 def predict(name: str, card: Card, vocabulary: int = 128_256, rows: int = 512) -> dict[str, object]:
-    """Share of the copy bandwidth and microseconds of an operator on `rows` peaked rows, by launch, and what limits the first."""
+    """Share of the copy bandwidth and microseconds of an operator on `rows` peaked rows, and what limits its first launch."""
     operator = OPERATORS[name]
     found = [launch_seconds(launch, rows, vocabulary, card) for launch in operator.launches]
     seconds = [time for time, _ in found]

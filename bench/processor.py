@@ -36,7 +36,7 @@ LATENCY = {
     **dict.fromkeys(("LDS", "LDSM", "ATOMS", "LDC", "LDCU"), 30),
     **dict.fromkeys(("ATOM", "ATOMG", "MEMBAR", "ERRBAR", "FENCE", "CCTL"), 700),
 }
-"""Clocks until a scoreboard is released: Luo et al., arXiv 2402.13499 (shared memory 29), Jia et al., arXiv 1804.06826 (the others)."""
+"""Clocks until a scoreboard is released; assumed, of the size that arXiv 1804.06826 and 2402.13499 measured on older cards."""
 OTHER_LATENCY = 18
 
 
@@ -63,11 +63,10 @@ class Card:
         return self.copy / self.processors / self.clock
 
 
-# Processors, clocks, registers, shared memory: data sheets and CUDA C++ Programming Guide, "Technical Specifications per Compute
-# Capability". `copy` is assumed: 85 to 90% of the peak of the memory (A100 80 GB 2.04e12, H100 SXM 3.35e12, B200 8.0e12).
-# Latencies: arXiv 2402.13499 has 466 and 479 clocks for idle memories of A100 and H100, 262 and 263 for their L2; more is assumed
-# for a busy memory. Each scheduler of an A100 has one unit of 16 lanes for
-# float32, which also has integers; H100 and B200 have a light one beside it, for float32 alone.
+# Processors, clocks, registers, shared memory: data sheets, and the compute capabilities in the CUDA C++ Programming Guide.
+# `copy` is assumed, 85 to 90% of the memory's peak (A100 80 GB 2.04e12, H100 SXM 3.35e12, B200 8.0e12). Latencies are assumed,
+# a little above those of idle memories in arXiv 2402.13499; for B200 none are known. A scheduler of an A100 has one unit of 16
+# lanes for float32 and integers; those of H100 and B200 have a light one beside it, for float32 alone.
 CARDS = {
     card.name: card
     for card in (
