@@ -1,6 +1,6 @@
 """Print how many instructions the kernels take per token, and what a model of one multiprocessor makes of them. No GPU needed.
 
-    python bench/counts.py [--json FILE] [--compare FILE] [--cards H100 A100 B200] [--only NAME ...] [--operators NAME ...]
+    python bench/counts.py [--json FILE] [--compare FILE] [--cards ...] [--only NAME ...] [--operators NAME ...] [--quiet]
 
 Counts are read off the machine code that ptxas made for sm_90 and bfloat16 inputs, on the way that a peaked row takes
 (`ways.path`, `kernel_work.py`). Times come from `processor.py` with the code of each card: a model, not a measurement.
@@ -135,10 +135,13 @@ def main() -> None:
     parser.add_argument("--cards", nargs="*", choices=CARDS, default=list(CARDS))
     parser.add_argument("--only", nargs="*", help="count the kernels alone whose names begin so")
     parser.add_argument("--operators", nargs="*", choices=OPERATORS, default=list(OPERATORS), help="model these alone")
+    parser.add_argument("--quiet", action="store_true", help="print no table")
     arguments = parser.parse_args()
     found = collect(arguments.cards, arguments.only, arguments.operators)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.quiet:
+        return
     if arguments.compare:
         print(compare(json.loads(arguments.compare.read_text()), found), end="")
         return

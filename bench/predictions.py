@@ -43,9 +43,11 @@ def program_of(launch: Launch, vocabulary: int, target: int, other: bool) -> Pro
     return kernel_of(launch, vocabulary, target).program(launch.other if other else launch.usual)
 
 
-def mixed(usual: Program, other: Program, share: float, count: int) -> list[Program]:
-    """`count` programs, the other ones evenly among the usual ones."""
-    return [other if int((i + 1) * share) > int(i * share) else usual for i in range(count)]
+@functools.cache
+def run_mixed(usual: Program, other: Program, share: float, count: int, card: Card, resident: int) -> Timeline:
+    """A run of `count` programs, the other ones evenly among the usual ones."""
+    programs = [other if int((i + 1) * share) > int(i * share) else usual for i in range(count)]
+    return run(programs, card, resident)
 
 
 def launch_seconds(launch: Launch, rows: int, vocabulary: int, card: Card) -> tuple[float, Timeline]:
@@ -62,7 +64,7 @@ def launch_seconds(launch: Launch, rows: int, vocabulary: int, card: Card) -> tu
         clocks = timeline.finished[-1] + launch.lookups(vocabulary) * card.cache_latency * LOOKUP
         return clocks / card.clock, timeline
     count = min(own, WAVES * resident)
-    timeline = run(mixed(usual, other, launch.others / per_row, count), card, resident)
+    timeline = run_mixed(usual, other, launch.others / per_row, count, card, resident)
     clocks = timeline.finished[-1] + (own - count) * clocks_per_program(timeline, resident)
     return clocks / card.clock, timeline
 

@@ -77,7 +77,7 @@ CARDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """The path of each warp of a program (a thread block), and what it occupies: registers per thread, bytes shared."""
 

@@ -99,10 +99,10 @@ def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 
                 best[after] = cost + lengths[first]
                 came_from[after] = state
                 heapq.heappush(queue, (best[after], after))
-    reached = sorted({state[1:3] for state in best if state[0] == len(code)})
+    reached = sorted({state[1:3] for state in best if state[0] == len(code)})[-5:]
     raise ValueError(
         f"no way loads and stores {exactly} bytes of a thread, 16 at a time, with at least {exponentials} exponentials; "
-        f"others do {reached}"
+        f"the nearest do {reached}"
     )
 
 
