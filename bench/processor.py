@@ -32,7 +32,7 @@ READ = 18
 """Clocks until the operands of a load or store are read and their registers are free."""
 LATENCY = {
     **dict.fromkeys(("MUFU", "I2F", "F2I", "F2F", "I2I", "FRND", "POPC", "FLO", "BREV"), 24),
-    **dict.fromkeys(("SHFL", "S2R", "S2UR", "REDUX", "MATCH"), 25),
+    **dict.fromkeys(("SHFL", "S2R", "S2UR", "REDUX", "CREDUX", "MATCH"), 25),
     **dict.fromkeys(("LDS", "LDSM", "ATOMS", "LDC", "LDCU"), 30),
     **dict.fromkeys(("ATOM", "ATOMG", "MEMBAR", "ERRBAR", "FENCE", "CCTL"), 700),
 }
