@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import triton
@@ -105,8 +106,14 @@ def model_table(model: list[dict]) -> str:
 def compare(before: dict, now: dict) -> str:
     """Counts and predictions that both have, side by side; what only one has is named with a dash."""
 
-    def both(key: str, name, value) -> list[list[str]]:
-        old, new = ({name(row): value(row) for row in found[key]} for found in (before, now))
+    def both(key: str, name: Callable[[dict], str], value: Callable[[dict], str]) -> list[list[str]]:
+        old, new = {}, {}
+        for labels, found in ((old, before), (new, now)):
+            for row in found[key]:
+                label = name(row)
+                while label in labels:  # variants of one name differ in constants that it leaves out
+                    label += "'"
+                labels[label] = value(row)
         return [[label, old.get(label, "-"), new.get(label, "-")] for label in old | new]
 
     counts = both(

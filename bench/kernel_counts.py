@@ -142,10 +142,8 @@ def triton_counts(only: list[str] | None, target: int = 90) -> list[dict[str, ob
         name = variant.kernel.fn.__name__
         work = STREAMS[name](variant.constants) if name in STREAMS and is_wanted(variant.name, only) else None
         if work is not None:
-            constants = {key: value for key, value in variant.constants.items() if not callable(value)}
-            rows.append(
-                {"kernel": variant.name, "constants": constants, **count(compile_triton(variant, target), work)}
-            )
+            counted = count(compile_triton(variant, target), work)
+            rows.append({"kernel": variant.name, "constants": variant.constants, **counted})
     return rows
 
 
