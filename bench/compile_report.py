@@ -26,6 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # kernels decorated under it cannot be
 
 import torch  # noqa: F401  (before triton, which looks for it)
 import triton
+from machine_code import find_tool
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -81,43 +82,54 @@ def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, di
         if name in variant.constants:
             types[name] = "constexpr"
         elif name == "layout":
-            types[name] = (("i32",) * 2 if levels else ("constexpr",) * 2, *(("i32",) * 3 for _ in range(variant.tensors)))
+            types[name] = (
+                ("i32",) * 2 if levels else ("constexpr",) * 2,
+                *(("i32",) * 3 for _ in range(variant.tensors)),
+            )
             if not levels:
                 constants |= {(index, 0, 0): 1, (index, 0, 1): 1}
             aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
         elif name.endswith("_ptr"):
-            inputs = {"pre_ptr": POINTERS[pre], "ft_ptr": POINTERS[ft]}
-            types[name] = {**INTEGER_POINTERS, **inputs}.get(name, "*fp32")
+            logits = {"pre_ptr": pre, "ft_ptr": ft, "pre_grad_out_ptr": pre, "ft_grad_out_ptr": ft}
+            types[name] = POINTERS[logits[name]] if name in logits else INTEGER_POINTERS.get(name, "*fp32")
             aligned[(index,)] = divisible
         else:
             types[name] = "fp32" if name in FLOATS else "i32"
     return types, constants, aligned
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, spilled (local) bytes and shared bytes as cuobjdump reads them off the cubin."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def resources(cubin: bytes) -> dict[str, dict[str, int]]:
+    """Registers, spilled (local) bytes and shared bytes of each kernel as cuobjdump reads them off the cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
-    return {
-        "registers": int(usage["REG"]),
-        "spilled": int(usage["LOCAL"]) + int(usage["STACK"]),
-        "shared": int(usage["SHARED"]),
-    }
+        command = [find_tool("cuobjdump"), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for name, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", text):
+        usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
+        found[name] = {
+            "registers": usage["REG"],
+            "spilled": usage["LOCAL"] + usage["STACK"],
+            "shared": usage["SHARED"],
+        }
+    return found
 
 
-def compile_one(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> dict[str, object]:
-    """Compile one variant and read the numbers off it."""
+def build(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> object:
+    """What triton makes of one variant for `sm_<target>`: its `asm` has the PTX and the cubin, its `metadata` the launch."""
     from svdecode.kernels.settings import LAUNCH
 
     types, constants, aligned = signature(variant, pre, ft, levels)
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
+
+
+def compile_one(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> dict[str, object]:
+    """Compile one variant and read the numbers off it."""
+    compiled = build(variant, pre, ft, target, levels)
     widths = collections.Counter(int(v or 1) * int(bits) // 8 for v, bits in LOAD.findall(compiled.asm["ptx"]))
-    usage = resources(compiled.asm["cubin"])
+    (usage,) = resources(compiled.asm["cubin"]).values()
     return {
         "kernel": variant.name,
         "dtypes": f"{pre}/{ft}",
