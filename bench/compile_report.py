@@ -56,12 +56,13 @@ def variants() -> list[Named]:
         for kernel, flags, tensors in getattr(module, "KERNEL_VARIANTS", ()):
             for values in itertools.product(*flags.values()):
                 constants = dict(zip(flags, values, strict=True))
-                label = ",".join(f"{k.lower()}={_text(v)}" for k, v in constants.items() if len(flags[k]) > 1)
+                label = ",".join(f"{k.lower()}={text_of(v)}" for k, v in constants.items() if len(flags[k]) > 1)
                 found.append(Named(kernel, f"{kernel.fn.__name__}[{label}]", constants, tensors))
     return found
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A constant's value in the name of a variant."""
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 

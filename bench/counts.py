@@ -34,7 +34,12 @@ def backward_total(kernels: list[dict]) -> float | None:
     for row in kernels:
         constants = row.get("constants", {})
         name = row["kernel"].split("[")[0]
-        if name in BACKWARD and constants["DROP"] and constants.get("DENSE", True) and constants.get("MODE", 0) == 0:
+        if (
+            name in BACKWARD
+            and constants.get("DROP", True)
+            and constants.get("DENSE", True)
+            and constants.get("MODE", 0) == 0
+        ):
             found[name] = row["instructions"]
     return sum(found.values()) if set(found) == set(BACKWARD) else None
 

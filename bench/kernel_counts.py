@@ -37,18 +37,18 @@ class Kernel(NamedTuple):
 
 
 @functools.cache
-def variants() -> list[compile_report.Variant]:
+def variants() -> list[compile_report.Named]:
     """All variants of the Triton kernels."""
     return compile_report.variants()
 
 
-def find_variant(kernel: str, constants: dict[str, object]) -> compile_report.Variant:
+def find_variant(kernel: str, constants: dict[str, object]) -> compile_report.Named:
     """The first variant of a kernel, with some of its constants replaced."""
     known = next(variant for variant in variants() if variant.kernel.fn.__name__ == kernel)
     unknown = set(constants) - set(known.constants)
     if unknown:
         raise ValueError(f"{kernel} has no constants {sorted(unknown)}")
-    label = ",".join(f"{key.lower()}={int(value)}" for key, value in constants.items())
+    label = ",".join(f"{key.lower()}={compile_report.text_of(value)}" for key, value in constants.items())
     return known._replace(name=f"{kernel}[{label}]", constants={**known.constants, **constants})
 
 
@@ -60,7 +60,7 @@ def read_kernel(compiled: object) -> Kernel:
     return Kernel(code, {**usage, "shared": shared}, compiled.metadata.num_warps)
 
 
-def compile_triton(variant: compile_report.Variant, target: int) -> Kernel:
+def compile_triton(variant: compile_report.Named, target: int) -> Kernel:
     """Compile a Triton kernel for bfloat16 inputs."""
     return read_kernel(compile_report.build(variant, "bf16", "bf16", target))
 

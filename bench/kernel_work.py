@@ -6,14 +6,17 @@ does the `Work`, so a line that does not fit the kernel ends in an error that sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from inputs import LIKELY
 
-SPLIT = 4096
-"""Tokens of a program of the Triton kernels that stream; of the CUDA kernels: CUDA_SPLIT."""
-TILE = 1024
+from svdecode.kernels import settings
+
+SPLIT, TILE = settings.SPLIT, settings.TILE
+VECTOR = 2
+"""MODE of the backward of `steering_vector`."""
 CUDA_SPLIT, CUDA_WARPS = 2048, 8
 
 
@@ -29,7 +32,8 @@ class Work(NamedTuple):
 class Launch(NamedTuple):
     """One launch of an operator on peaked rows.
 
-    A row has `programs(V)` programs. `others` of them do `other`, since they hold a kept token or come last; the rest `usual`.
+    A row has `programs(rows, V)` programs. `others` of them do `other`, since they hold a kept token or come last; the rest
+    `usual`.
     `constants` are what the operator passes, on top of those of the kernel's first compiled variant. `source`: a CUDA file.
     `lookups(V)`: loads of a row's statistics that one of the others makes one after another, in loops whose rounds depend on V
     and which therefore are not in the counted way.
@@ -38,7 +42,7 @@ class Launch(NamedTuple):
     kernel: str
     usual: Work
     other: Work
-    programs: Callable[[int], int]
+    programs: Callable[[int, int], int]
     others: int = LIKELY
     constants: tuple[tuple[str, object], ...] = ()
     source: str | None = None
@@ -53,33 +57,35 @@ class Operator(NamedTuple):
     memsets: int = 0
 
 
-def splits(vocabulary: int) -> int:
-    """Programs of a row, one for each split."""
-    return -(-vocabulary // SPLIT)
+def splits(rows: int, vocabulary: int) -> int:
+    """Programs of a row in a streaming launch, one for each split."""
+    return settings.splits(vocabulary)
 
 
-def one(vocabulary: int) -> int:
+def groups(rows: int, vocabulary: int) -> int:
+    """Programs of a row in a small launch."""
+    return settings.groups(rows, settings.splits(vocabulary) * settings.TILES)[0]
+
+
+def one(rows: int, vocabulary: int) -> int:
     """One program for the whole row."""
     return 1
 
 
-def cuda_splits(vocabulary: int) -> int:
+def cuda_splits(rows: int, vocabulary: int) -> int:
     """Blocks of a row of the CUDA kernels."""
     return -(-vocabulary // CUDA_SPLIT)
 
 
-def _statistics(constants: dict) -> Work:
-    return Work(SPLIT, read=4, written=4 if constants.get("FILL") else 0)
+def _is_short(constants: dict) -> bool:
+    """Whether a split without a kept token takes the short way of `logits_gradient_kernel`."""
+    return constants["DROP"] or constants["MODE"] == VECTOR
 
 
 STREAMS: dict[str, Callable[[dict], Work | None]] = {
-    "row_statistics_kernel": _statistics,
-    "kept_sums_kernel": lambda c: Work(SPLIT, written=4) if c["DROP"] and c["FILL"] else None,
-    "steered_output_kernel": lambda c: Work(SPLIT, read=2, written=4) if c["DENSE"] and not c["DROP"] else None,
-    "steering_vector_kernel": lambda c: Work(SPLIT, written=4),
-    "steer_gradient_sums_kernel": lambda c: Work(SPLIT, read=2 if c["DROP"] else 8),
-    "delta_gradient_sums_kernel": lambda c: Work(SPLIT, read=2),
-    "logits_gradient_kernel": lambda c: Work(SPLIT, read=4 if c["DROP"] or not c["DENSE"] else 8, written=4),
+    "row_statistics_kernel": lambda c: Work(SPLIT, read=4, written=0 if c["FILL"] is None else 4),
+    "tile_maxima_kernel": lambda c: Work(SPLIT, read=2),
+    "logits_gradient_kernel": lambda c: Work(SPLIT, read=4 if _is_short(c) or not c["DENSE"] else 8, written=4),
 }
 """The Triton kernels that read or write every token of a peaked row (bfloat16 in, float32 log-probs), by their constants.
 
@@ -102,30 +108,30 @@ CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 
 _NOTHING = Work(SPLIT)
-_READ = Work(SPLIT, read=4)
-_ONE_TILE = Work(SPLIT, read=4 * TILE // SPLIT)
+_KEPT_TILES = Work(SPLIT, read=4 * LIKELY * TILE // SPLIT)
 _STEER = (("DROP", True), ("MU", 0), ("KL_DIRECTION", True))
 
 
 def constants_of(vocabulary: int) -> dict[str, int]:
     """The constants of the Triton kernels that follow from the vocabulary."""
-    return {"SPLITS": 1 << (splits(vocabulary) - 1).bit_length()}
+    return {"WIDTH": settings.next_power_of_2(settings.splits(vocabulary) * settings.TILES)}
 
 
-def _statistics_launch(with_kl: bool) -> Launch:
-    return Launch("row_statistics_kernel", _READ, _READ, splits, constants=(("WITH_KL", with_kl),))
+def _statistics(with_kl: bool, fill: float | None) -> Launch:
+    work = Work(SPLIT, read=4, written=0 if fill is None else 4)
+    return Launch("row_statistics_kernel", work, work, splits, constants=(("WITH_KL", with_kl), ("FILL", fill)))
 
 
 def _dense(with_kl: bool) -> Operator:
-    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("FILL", True))
-    output = (*_STEER, ("LABELS", False), ("WITH_KL", with_kl), ("DENSE", True))
-    fill, tile_and_fill = Work(SPLIT, written=4), _ONE_TILE._replace(written=4)
+    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl))
+    output = (*_STEER, ("LABELS", False), ("DENSE", True))
+    written = _KEPT_TILES._replace(written=_KEPT_TILES.read)
     return Operator(
         8,
         [
-            _statistics_launch(with_kl),
-            Launch("kept_sums_kernel", fill, _ONE_TILE, splits, constants=sums),
-            Launch("steered_output_kernel", _NOTHING, tile_and_fill, splits, constants=output),
+            _statistics(with_kl, -math.inf),
+            Launch("kept_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=sums),
+            Launch("steered_output_kernel", _NOTHING, written, groups, 1, constants=output),
         ],
     )
 
@@ -137,7 +143,7 @@ _CUDA_LAST = Work(CUDA_SPLIT, read=4 + 8 * LIKELY, written=4 + 4 * LIKELY)
 
 
 def _twice_each_split(vocabulary: int) -> int:
-    return 2 * cuda_splits(vocabulary)
+    return 2 * cuda_splits(1, vocabulary)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -146,8 +152,8 @@ OPERATORS: dict[str, Operator] = {
     "greedy": Operator(
         4,
         [
-            _statistics_launch(False),
-            Launch("sample_sums_kernel", _NOTHING, _ONE_TILE, splits, constants=_GREEDY),
+            _statistics(False, None),
+            Launch("sample_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=_GREEDY),
             Launch("pick_token_kernel", _NOTHING, _NOTHING, one, constants=_GREEDY),
         ],
     ),
@@ -158,5 +164,5 @@ OPERATORS: dict[str, Operator] = {
     ),
 }
 
-BACKWARD = ("steer_gradient_sums_kernel", "delta_gradient_sums_kernel", "logits_gradient_kernel")
+BACKWARD = ("tile_maxima_kernel", "logits_gradient_kernel")
 """The passes over all tokens of the backward of `fused_steer`; of each, the variant with DROP, DENSE and MODE 0 counts."""

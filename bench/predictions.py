@@ -53,7 +53,7 @@ def run_mixed(usual: Program, other: Program, share: float, count: int, card: Ca
 def launch_seconds(launch: Launch, rows: int, vocabulary: int, card: Card) -> tuple[float, Timeline]:
     """Seconds of the programs of one launch, and the run of one processor behind them."""
     usual, other = (program_of(launch, vocabulary, card.target, kind) for kind in (False, True))
-    per_row = launch.programs(vocabulary)
+    per_row = launch.programs(rows, vocabulary)
     active = min(card.processors, rows * per_row)
     own = math.ceil(rows * per_row / card.processors)
     rate = min(LINK, card.copy / active / card.clock)

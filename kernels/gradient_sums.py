@@ -51,9 +51,9 @@ def tile_maxima_kernel(
     token = tokens_of_split(split, LANES, TILES, TILE)
     sizes, ft_strides = layout
     ft_row = row_pointer(ft_ptr, row, sizes, ft_strides, zero, ALIGN)
-    z = tl.load(ft_row + token, mask=within(token, vocabulary, ALIGN), other=NEG_INF)
+    z = tl.load(ft_row + token, mask=within(token, vocabulary, ALIGN), other=NEG_INF).to(tl.float32)
     _record, fields = workspace_of(workspace_ptr, row, WIDTH)
-    tl.store(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES), max_of_tile(z).to(tl.float32))
+    tl.store(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES), max_of_tile(z))
 
 
 @triton.jit

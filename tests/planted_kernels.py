@@ -21,15 +21,19 @@ from kernel_work import OPERATORS, SPLIT, STREAMS, Launch, Operator, Work, one, 
 @triton.jit
 def copy_kernel(pre_ptr, pre_grad_out_ptr, vocabulary, BLOCK: tl.constexpr):
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(pre_grad_out_ptr + token, tl.load(pre_ptr + token, mask=token < vocabulary), mask=token < vocabulary)
+    tl.store(
+        pre_grad_out_ptr + token,
+        tl.load(pre_ptr + token, mask=token < vocabulary // 16 * 16),
+        mask=token < vocabulary // 16 * 16,
+    )
 
 
 @triton.jit
 def wasteful_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, DROP: tl.constexpr, BLOCK: tl.constexpr):
     """Ten maxima and ten products per token where one would do."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(pre_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
-    y = tl.load(ft_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
+    x = tl.load(pre_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
+    y = tl.load(ft_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
     for i in tl.static_range(10):
         x = tl.maximum(x * y, y - i)
         y = tl.minimum(y * x, x + i)
@@ -43,9 +47,9 @@ def late_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, num_splits, top_k, DROP: t
     for _ in tl.static_range(4):
         program = program // num_splits + program % top_k
     token = program * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(pre_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
+    x = tl.load(pre_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
     top = tl.max(x, 0)
-    y = tl.load(ft_ptr + token, mask=(token < vocabulary) & (top > 0), other=0.0).to(tl.float32)
+    y = tl.load(ft_ptr + token, mask=(token < vocabulary // 16 * 16) & (top > 0), other=0.0).to(tl.float32)
     tl.store(out_ptr + tl.program_id(0), tl.sum(tl.exp(x - top) * y, 0))
 
 
@@ -53,8 +57,8 @@ def late_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, num_splits, top_k, DROP: t
 def spilling_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, DROP: tl.constexpr, BLOCK: tl.constexpr):
     """Holds more than the registers that `LAUNCH` allows: 16,384 tokens, 256 values of a thread."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(pre_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
-    y = tl.load(ft_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
+    x = tl.load(pre_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
+    y = tl.load(ft_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
     top = tl.max(x, 0) + tl.max(y, 0)
     tl.store(out_ptr + tl.program_id(0), tl.sum(tl.exp(x - top) * tl.exp(y - top), 0))
 
@@ -63,7 +67,7 @@ def spilling_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, DROP: tl.constexpr, BL
 def narrow_kernel(pre_ptr, ft_ptr, out_ptr, vocabulary, num_splits, DROP: tl.constexpr, BLOCK: tl.constexpr):
     """Begins anywhere, so that each token is loaded by itself."""
     token = tl.program_id(0) * num_splits + tl.arange(0, BLOCK)
-    x = tl.load(pre_ptr + token, mask=token < vocabulary, other=0.0).to(tl.float32)
+    x = tl.load(pre_ptr + token, mask=token < vocabulary // 16 * 16, other=0.0).to(tl.float32)
     tl.store(out_ptr + tl.program_id(0), tl.sum(x, 0))
 
 
@@ -78,8 +82,7 @@ WORK = {
 
 def main() -> None:
     variants = [
-        compile_report.Variant(kernel, f"{kernel.fn.__name__}[]", constants, 0)
-        for kernel, (constants, _) in WORK.items()
+        compile_report.Named(kernel, f"{kernel.fn.__name__}[]", constants, 0) for kernel, (constants, _) in WORK.items()
     ]
     kernel_counts.variants = lambda: variants
     STREAMS.clear()
@@ -93,7 +96,7 @@ def main() -> None:
     ]
     OPERATORS["planted"] = Operator(4, launches)
     found = counts.collect(["H100"], [f"{kernel.fn.__name__}[" for kernel in WORK], ["planted"])
-    narrow = compile_report.Variant(narrow_kernel, "narrow_kernel[]", {"DROP": True, "BLOCK": SPLIT}, 0)
+    narrow = compile_report.Named(narrow_kernel, "narrow_kernel[]", {"DROP": True, "BLOCK": SPLIT}, 0)
     try:
         kernel_counts.count(kernel_counts.compile_triton(narrow, counts.TARGET), Work(SPLIT, read=2))
     except ValueError as error:

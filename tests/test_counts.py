@@ -32,9 +32,7 @@ GATES: dict[str, dict[str, float | bool]] = {
 
 Instructions are per token of a peaked row. That a kernel loads by 16 bytes needs no limit: no narrower way counts."""
 
-BACKWARD_VARIANTS = [
-    f"{kernel}_kernel[drop=1" for kernel in ("steer_gradient_sums", "delta_gradient_sums", "logits_gradient")
-]
+BACKWARD_VARIANTS = ["tile_maxima_kernel", "logits_gradient_kernel[drop=1"]
 BACKWARD_LIMIT = 45
 """Instructions per token of a peaked row over all passes."""
 

@@ -62,10 +62,11 @@ def test_a_finite_penalty_reads_one_input_again(table):
 
 
 def test_flat_rows(table):
+    """Their output is written twice, since the first launch fills it, unless the penalty is finite."""
+    filled = ("fused_steer", "fused_steer, return_kl=False")
     for (rows, operator), ratio in table.items():
         if rows == "flat" and "labels" not in operator:
-            split = 0.032  # of the minimum, which steer_topk reads again for each token but the last
-            assert ratio <= 2.1 + 7 * split * operator.startswith("steer_topk"), operator
+            assert ratio <= (2.6 if operator in filled else 2.12), operator
 
 
 def test_the_counter_counts():
