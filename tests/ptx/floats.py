@@ -55,8 +55,9 @@ def _signed_zeros(pick: Callable, minimum: bool) -> Callable:
 
     def run(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         result = pick(x, y)
-        zeros = (x == 0) & (y == 0)
+        zeros = result == 0
         if zeros.any():
+            zeros &= (x == 0) & (y == 0)
             negative = np.signbit(x) | np.signbit(y) if minimum else np.signbit(x) & np.signbit(y)
             result = np.where(zeros, np.where(negative, -result.dtype.type(0), result.dtype.type(0)), result)
         return result
@@ -100,6 +101,8 @@ def build(i: Instruction, operands: Operands, perturb: Perturbation) -> Run:
             a, b, c = values
             return lambda t, m: write(t, finish(combine(combine(a(t), b(t)), c(t))), m)
         a, b = values
+        if finish is _as_it_is:
+            return lambda t, m: write(t, combine(a(t), b(t)), m)
         return lambda t, m: write(t, finish(combine(a(t), b(t))), m)
     if i.name in UNARY:
         apply, a = UNARY[i.name], values[0]
@@ -147,7 +150,11 @@ def _finish(i: Instruction, kind: str) -> Callable:
         return lambda x: x.view(U64)
     if "ftz" in i.modifiers and kind == "f32":
         return flushed
-    return lambda x: x
+    return _as_it_is
+
+
+def _as_it_is(x: np.ndarray) -> np.ndarray:
+    return x
 
 
 def _fma(kind: str) -> Callable:

@@ -42,7 +42,7 @@ class _Block:
 
 @dataclass
 class Launched:
-    """What a launch cost."""
+    """What a launch cost, in seconds of the processor."""
 
     thread_instructions: int
     seconds: float
@@ -110,7 +110,7 @@ class Machine:
         blocks = np.arange(int(np.prod(grid))) if order is None else np.asarray(order)
         ordering = GlobalOrder(len(blocks), threads // WARP)
         at_once = at_once or max(1, AT_ONCE // threads)
-        start, executed = time.perf_counter(), 0
+        start, executed = time.process_time(), 0
         with np.errstate(all="ignore"):
             for first in range(0, len(blocks), at_once):
                 running = Threads(
@@ -118,7 +118,7 @@ class Machine:
                     self.shared_bytes, self._granule, ordering,
                 )  # fmt: skip
                 executed += _Run(self.kernel.name, self._blocks, running).to_the_end()
-        return Launched(executed, time.perf_counter() - start)
+        return Launched(executed, time.process_time() - start)
 
     def _pack(self, parameters: Sequence[bytes]) -> np.ndarray:
         declared = self.kernel.parameters
@@ -219,16 +219,17 @@ class _Run:
             if at == len(self.blocks):
                 self.leave(m, at)
                 continue
-            block, n = self.blocks[at], 0
+            block, done = self.blocks[at], 0
             try:
-                for n, step in enumerate(block.steps):
+                for step in block.steps:
                     step(t, m)
-                n = len(block.steps)
+                    done += 1
                 self.leave(m, at)
             except Fault as fault:
-                text = block.instructions[n].text if n < len(block.steps) else block.end.text
+                text = block.instructions[done].text if done < len(block.steps) else block.end.text
                 raise Fault(f"{self.kernel}: {text}: {fault}") from fault
-            executed += (len(block.steps) + (block.end is not None)) * (t.count if m is None else np.count_nonzero(m))
+            active = t.count if m is None else int(np.count_nonzero(m))
+            executed += (len(block.steps) + (block.end is not None)) * active
             rounds += 1
             if rounds > ENDLESS:
                 raise Fault(f"{self.kernel}: it does not end")

@@ -158,7 +158,8 @@ def _load_parameter(operands: Operands, where: str, names: list[str], kind: str)
 def build_matrix(i: Instruction, operands: Operands) -> Run:
     """ldmatrix and stmatrix of 8 x 8 matrices of 16-bit elements, not transposed.
 
-    Thread 8 n + r of a warp gives the address of row r of matrix n; thread t holds elements 2 (t % 4) and the next of row t / 4.
+    Thread 8 n + r of a warp gives the address of row r of matrix n; thread t holds elements 2 (t % 4) and the next one of
+    row t / 4.
     """
     count = next((int(word[1]) for word in i.modifiers if word in ("x1", "x2", "x4")), 1)
     store = i.name == "stmatrix"

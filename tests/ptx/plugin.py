@@ -19,10 +19,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from svdecode.ops import backends
 
 from ptx import triton_driver
 from ptx.triton_driver import COSTS, Cost
+from svdecode.ops import backends
 
 TARGETS = (80, 90, 100, 120)
 

@@ -10,6 +10,7 @@ from ptx.program import Instruction
 from ptx.threads import Threads
 
 BITS = np.uint64(1) << np.arange(WARP, dtype=U64)
+_EIGHT = np.uint64(0x0101010101010101)
 REDUCE = {
     "add": np.add, "min": np.minimum, "max": np.maximum,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
@@ -23,13 +24,21 @@ def build(i: Instruction, operands: Operands) -> Run:
     )
 
 
+def _whole_warps(m: np.ndarray) -> bool:
+    """Whether every warp runs as a whole or not at all; eight threads at a time."""
+    eights = m.view(U64).reshape(-1, WARP // 8)
+    same = (eights == eights[:, :1]).all()
+    return bool(same and ((eights == 0) | (eights == _EIGHT)).all())
+
+
 def check_members(t: Threads, m: np.ndarray | None, members: np.ndarray) -> None:
     """A thread must be in its own mask, and every living thread of the mask must be here.
 
     Raises:
         Fault: otherwise; on a GPU the result is undefined or the warp waits for ever.
     """
-    if m is None and members.shape[0] == 1 and members[0] == 0xFFFFFFFF:
+    whole = m is None or _whole_warps(m)
+    if whole and (members == 0xFFFFFFFF if m is None else t.all_of(members)[m] == 0xFFFFFFFF).all():
         return
     named = (t.all_of(members).astype(U64)[:, None] & BITS) != 0  # by thread, the lanes that it names
     here = (np.ones(t.count, bool) if m is None else m).reshape(-1, WARP)
@@ -113,9 +122,7 @@ def _reduce(i: Instruction, operands: Operands) -> Run:
     def run(t: Threads, m: np.ndarray | None) -> None:
         mask = members(t)
         check_members(t, m, mask)
-        if (mask != 0xFFFFFFFF).any() or (
-            m is not None and (m.reshape(-1, WARP).any(1) & ~m.reshape(-1, WARP).all(1)).any()
-        ):
+        if (t.all_of(mask)[t.active(m)] != 0xFFFFFFFF).any():
             raise Fault("redux by a part of a warp is not in the interpreter")
         x = t.all_of(value(t)).reshape(-1, WARP)
         result = combine.reduce(np.abs(x) if absolute else x, axis=1).astype(dtype)
