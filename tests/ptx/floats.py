@@ -12,6 +12,7 @@ from ptx.operands import Operands, Run
 from ptx.program import Instruction
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
+NAN = np.uint32(0x7FFFFFFF).view(F32)
 _BELOW = np.uint64((1 << 29) - 1)  # the bits of a float64 that a float32 lacks
 _HALF_WAY = np.uint64(1 << 28)
 
@@ -19,6 +20,12 @@ _HALF_WAY = np.uint64(1 << 28)
 def flushed(x: np.ndarray) -> np.ndarray:
     """Denormals to zeros of their sign."""
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
+
+
+def canonical(x: np.ndarray) -> np.ndarray:
+    """Every NaN that a GPU computes in float32 has the same bits; a CPU's have a sign, and keep an operand's bits."""
+    wrong = x != x
+    return np.where(wrong, NAN, x) if wrong.any() else x
 
 
 def fma32(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -30,7 +37,7 @@ def fma32(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     doubtful |= np.abs(total) < SMALLEST_NORMAL
     if not doubtful.any():
         return result
-    at = np.flatnonzero(doubtful & np.isfinite(total))
+    at = np.nonzero(doubtful & np.isfinite(total))
     p, a, t = (np.broadcast_to(v, total.shape)[at] for v in (product, addend, total))
     virtual = t - p
     error = (p - (t - virtual)) + (a - virtual)
@@ -47,7 +54,7 @@ def fma64(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 def _propagating(pick: Callable) -> Callable:
     """min.NaN and max.NaN give the canonical NaN where an operand is NaN."""
-    return lambda x, y: np.where(np.isnan(x) | np.isnan(y), np.uint32(0x7FFFFFFF).view(F32), pick(x, y))
+    return lambda x, y: np.where(np.isnan(x) | np.isnan(y), NAN, pick(x, y))
 
 
 def _signed_zeros(pick: Callable, minimum: bool) -> Callable:
@@ -87,11 +94,14 @@ APPROXIMATE = {
 
 def build(i: Instruction, operands: Operands, perturb: Perturbation) -> Run:
     """What runs an instruction whose type is a floating-point one."""
-    kind = next(word for word in reversed(i.modifiers) if word in NUMPY)
+    types = [word for word in i.modifiers if word in NUMPY]
+    kind = types[0]
     if any(word in ("rz", "rm", "rp", "sat") for word in i.modifiers):
         raise Fault("a rounding or saturation that the interpreter does not have")
-    write, read = operands.write(i.operands[0]), _reader(i, operands, kind)
-    values = [read(text) for text in i.operands[1:]]
+    write = operands.write(i.operands[0])
+    last = len(i.operands) - 1  # sub.rn.f32.bf16: all operands but the last are of the second type
+    readers = [_reader(i, operands, kind if n == last else types[-1]) for n in range(1, last + 1)]
+    values = [read(text) for read, text in zip(readers, i.operands[1:], strict=True)]
     finish = _finish(i, kind)
     if i.name in BINARY:
         combine = BINARY[i.name]
@@ -101,8 +111,6 @@ def build(i: Instruction, operands: Operands, perturb: Perturbation) -> Run:
             a, b, c = values
             return lambda t, m: write(t, finish(combine(combine(a(t), b(t)), c(t))), m)
         a, b = values
-        if finish is _as_it_is:
-            return lambda t, m: write(t, combine(a(t), b(t)), m)
         return lambda t, m: write(t, finish(combine(a(t), b(t))), m)
     if i.name in UNARY:
         apply, a = UNARY[i.name], values[0]
@@ -132,9 +140,11 @@ def _reader(i: Instruction, operands: Operands, kind: str) -> Callable:
         if kind == "bf16":
             return lambda t: bf16_to_f32(get(t))
         if kind == "f32x2":
-            return lambda t: np.ascontiguousarray(get(t)).view(F32)
+            return lambda t: np.ascontiguousarray(get(t)).view(F32).reshape(-1, 2)
         if "ftz" in i.modifiers and kind == "f32":
             return lambda t: flushed(get(t))
+        if kind == "f16" and "f32" in i.modifiers:
+            return lambda t: get(t).astype(F32)
         if kind in ("f16x2", "bf16x2"):
             raise Fault("packed 16-bit arithmetic is not in the interpreter")
         return get
@@ -147,14 +157,10 @@ def _finish(i: Instruction, kind: str) -> Callable:
     if kind == "bf16":
         return f32_to_bf16
     if kind == "f32x2":
-        return lambda x: x.view(U64)
-    if "ftz" in i.modifiers and kind == "f32":
-        return flushed
-    return _as_it_is
-
-
-def _as_it_is(x: np.ndarray) -> np.ndarray:
-    return x
+        return lambda x: np.ascontiguousarray(canonical(x)).view(U64)[:, 0]
+    if kind != "f32":
+        return lambda x: x
+    return (lambda x: flushed(canonical(x))) if "ftz" in i.modifiers else canonical
 
 
 def _fma(kind: str) -> Callable:
