@@ -127,11 +127,8 @@ BLOCK = "mov.u32 %r2, %ctaid.x; mul.wide.u32 %rd5, %r2, 4; add.s64 %rd6, %rd2, %
     ("body", "message"),
     [
         (BLOCK + "@%p1 st.global.b32 [%rd6], %r2;", None),
-        (BLOCK + "@%p1 st.global.b32 [%rd6], %r2; ld.global.b32 %r3, [%rd2];", "read with no release and acquire"),
-        (
-            BLOCK + "ld.global.b32 %r3, [%rd2]; @%p1 st.global.b32 [%rd6], %r2;",
-            "release and acquire since another block",
-        ),
+        (BLOCK + "@%p1 st.global.b32 [%rd6], %r2; bar.sync 0; ld.global.b32 %r3, [%rd2];", "another block wrote it"),
+        (BLOCK + "ld.global.b32 %r3, [%rd2]; bar.sync 0; @%p1 st.global.b32 [%rd6], %r2;", "another block read it"),
         (BLOCK + "@%p1 st.global.b32 [%rd2], 5;", "written with no release and acquire since another block wrote it"),
         (BLOCK + "@%p1 st.global.b32 [%rd6], %r2; ld.global.b32 %r3, [%rd6];", "no barrier since another warp"),
         (BLOCK + "@%p1 st.global.b32 [%rd6], %r2; bar.sync 0; ld.global.b32 %r3, [%rd6];", None),
