@@ -22,7 +22,7 @@ def check(body: str, message: str | None, size: int = 256, **options) -> None:
         run(body, words(size), words(size), **options)
     assert str(refused.value).startswith("planted: ")
     assert any(
-        line.strip() in str(refused.value) for line in (body + "ret").split(";") if line.strip()
+        line.strip() in str(refused.value) for line in (body + ";ret").split(";") if line.strip()
     )  # the instruction's text
 
 
@@ -177,7 +177,7 @@ def test_a_register_of_an_inner_block_is_another_one():
 
 
 def test_an_endless_kernel_and_an_unknown_instruction(monkeypatch):
-    monkeypatch.setattr("ptx.machine.ENDLESS", 50)
+    monkeypatch.setattr("ptx.schedule.ENDLESS", 50)
     with pytest.raises(Fault, match="planted: it does not end"):
         run("$L1: bra.uni $L1;", words(1), words(1))
     with pytest.raises(Fault, match=r"planted: cp\.async\.ca.*not in the interpreter"):

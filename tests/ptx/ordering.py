@@ -20,20 +20,24 @@ WRITE_AFTER_READ = "written with no {between} since another {who} read it"
 
 
 class _Stamps:
-    """The last write of each place, its last read, and the last read by another warp than that."""
+    """The last write of each place, its last read, and the last reads by another warp and by another block than that."""
 
     def __init__(self, places: int) -> None:
-        self.written, self.read, self.other_read = (np.zeros(places, S64) for _ in range(3))
+        self.written, self.read, self.other_read, self.other_block = (np.zeros(places, S64) for _ in range(4))
 
     def note_read(self, places: np.ndarray, mine: np.ndarray) -> np.ndarray:
         """Gives the stamps of the writes that are read."""
         before = self.read[places]
         another = (before & _WHO) != (mine & _WHO)
         self.other_read[places[another]] = before[another]
+        elsewhere = (before ^ mine) & _WHO >= 1 << _WARP
+        self.other_block[places[elsewhere]] = before[elsewhere]
         self.read[places] = mine
         lost = self.read[places] != mine  # another warp reads it in the same instruction
         if lost.any():
             self.other_read[places[lost]] = mine[lost]
+            elsewhere = lost & ((self.read[places] ^ mine) & _WHO >= 1 << _WARP)
+            self.other_block[places[elsewhere]] = mine[elsewhere]
         return self.written[places]
 
     def note_write(self, places: np.ndarray, mine: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -42,6 +46,7 @@ class _Stamps:
             (WRITE_AFTER_WRITE, self.written[places]),
             (WRITE_AFTER_READ, self.read[places]),
             (WRITE_AFTER_READ, self.other_read[places]),
+            (WRITE_AFTER_READ, self.other_block[places]),
         ]
         self.written[places] = mine
         return before
