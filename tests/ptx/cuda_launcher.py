@@ -107,7 +107,6 @@ class CudaOperators:
         self.library = ctypes.CDLL(str(library))
         self.library.scratch_bytes.restype = ctypes.c_size_t
         self._callback = _LAUNCH(self._launch)
-        self.library.on_launch(self._callback)
         texts = [path.read_text() for path in modules]
         self._text_of = {name: text for text in texts for name in entries(text)}
         self._machines: dict[str, Machine] = {}
@@ -144,6 +143,7 @@ class CudaOperators:
         self._memory, self._fault = Memory(), None
         for tensor in (pre, ft, scratch, *(x for x in arguments if isinstance(x, Tensor))):
             self._memory.add_tensor(tensor)
+        self.library.on_launch(self._callback)  # here, since all operators of a process share the library
         values = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
         getattr(self.library, name)(ctypes.byref(given), ctypes.c_void_p(scratch.data_ptr()), *values)
         if self._fault is not None:
