@@ -10,7 +10,13 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py lazy.py recipes.py tuners.py warmstart.py \
 	calibration.py collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
 
-.PHONY: env demo test test-newest test-oldest bench lint docs clean
+# What runs on the kernels' PTX (tests/ptx): every operator, and the part of it that `make test` takes.
+PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py steering_vector.py steer_sample.py \
+	steer_topk.py backward.py properties.py)
+# One dtype of each operator for all kernels, rows alone and in a batch, odd strides, and what contraction to fma loses.
+PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
+
+.PHONY: env demo test test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
 
 env: $(READY)
 
@@ -26,8 +32,15 @@ demo: env
 	$(BIN)/svdecode demo
 
 # Not `python -m pytest`: it would put this folder, and with it kernels/, on the import path.
-test: env
+test: env test-ptx-subset
 	$(BIN)/pytest -n 2 --dist worksteal tests
+
+# Their own processes: kernels that were decorated under TRITON_INTERPRET=1, as the other tests do, cannot be compiled.
+test-ptx: env
+	cd tests && ../$(BIN)/pytest -p ptx.plugin -n 2 --dist worksteal -k triton $(PTX_TESTS)
+
+test-ptx-subset: env
+	cd tests && ../$(BIN)/pytest -p ptx.plugin -n 2 --dist worksteal -k "$(PTX_SUBSET)" $(PTX_TESTS)
 
 # The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
 # torch alone stays the pinned one.
