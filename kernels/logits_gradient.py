@@ -113,11 +113,11 @@ def token_gradients(
 
 @triton.jit
 def gradient_row(
-    grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE: tl.constexpr, DENSE: tl.constexpr,
+    grad_ptr, unread, row_index, sizes, grad_strides, zero, num_strengths, MODE: tl.constexpr, DENSE: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Pointer to a row's incoming gradient: of its strengths, of its tokens, or nothing."""
-    grad_row = grad_ptr
+    """Pointer to a row's incoming gradient: of its strengths, or of its tokens; where there is none, to what nobody reads."""
+    grad_row = unread
     if MODE == NLL:
         grad_row = grad_ptr + row_index.to(tl.int64) * num_strengths
     elif DENSE:
@@ -164,7 +164,9 @@ def delta_gradient_sums_kernel(
         sizes, pre_strides, ft_strides, grad_strides = layout
         pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
         ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-        grad_row = gradient_row(grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN)
+        grad_row = gradient_row(
+            grad_ptr, record, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN
+        )
         label_z = NEG_INF + 0.0
         label_a = NEG_INF + 0.0
         if MODE == NLL:
@@ -264,7 +266,9 @@ def logits_gradient_kernel(
                     tl.store(pre_grad_out_ptr + row_offset + block, block_grad_a, mask=within_row)
             tokens_differ = not finite
     if tokens_differ:
-        grad_row = gradient_row(grad_ptr, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN)
+        grad_row = gradient_row(
+            grad_ptr, record, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN
+        )
         label_z = NEG_INF + 0.0
         label_a = NEG_INF + 0.0
         if MODE == NLL:

@@ -15,6 +15,7 @@ NUMPY = {
         **{"f16": "f2", "bf16": "u2", "f32": "f4", "f64": "f8", "f16x2": "u4", "bf16x2": "u4", "f32x2": "u8"},
     }.items()
 }
+PACKED = ("f16x2", "bf16x2")
 FLOATS = ("f16", "bf16", "f32", "f64", "f16x2", "bf16x2", "f32x2")
 U8, U16, U32, U64 = (np.dtype(f"u{n}") for n in (1, 2, 4, 8))
 S32, S64, F16, F32, F64 = (np.dtype(name) for name in ("i4", "i8", "f2", "f4", "f8"))
@@ -37,6 +38,18 @@ def type_of(modifiers: tuple[str, ...]) -> str | None:
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     """bfloat16 is the upper half of a float32."""
     return (bits.astype(U32) << np.uint32(16)).view(F32)
+
+
+def halves(words: np.ndarray, kind: str) -> np.ndarray:
+    """The two numbers of a packed register as (n, 2), the lower half first; bfloat16 as float32."""
+    parts = np.ascontiguousarray(words).view(F16 if kind == "f16x2" else U16).reshape(-1, 2)
+    return parts if kind == "f16x2" else bf16_to_f32(parts)
+
+
+def packed(numbers: np.ndarray, kind: str) -> np.ndarray:
+    """The registers of (n, 2) numbers."""
+    parts = np.ascontiguousarray(numbers, F16) if kind == "f16x2" else f32_to_bf16(numbers)
+    return np.ascontiguousarray(parts).view(U32)[:, 0]
 
 
 def f32_to_bf16(x: np.ndarray, to_zero: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ptx.approximations import Perturbation
-from ptx.dtypes import F16, F32, F64, NUMPY, U64, Fault, bf16_to_f32, f32_to_bf16
+from ptx.dtypes import F16, F32, F64, NUMPY, PACKED, U64, Fault, bf16_to_f32, f32_to_bf16, halves, packed
 from ptx.operands import Operands, Run
 from ptx.program import Instruction
 
@@ -145,8 +145,8 @@ def _reader(i: Instruction, operands: Operands, kind: str) -> Callable:
             return lambda t: flushed(get(t))
         if kind == "f16" and "f32" in i.modifiers:
             return lambda t: get(t).astype(F32)
-        if kind in ("f16x2", "bf16x2"):
-            raise Fault("packed 16-bit arithmetic is not in the interpreter")
+        if kind in PACKED:
+            return lambda t: halves(get(t), kind)
         return get
 
     return read
@@ -156,6 +156,8 @@ def _finish(i: Instruction, kind: str) -> Callable:
     """From what was computed to what the register holds."""
     if kind == "bf16":
         return f32_to_bf16
+    if kind in PACKED:
+        return lambda x: packed(x, kind)
     if kind == "f32x2":
         return lambda x: np.ascontiguousarray(canonical(x)).view(U64)[:, 0]
     if kind != "f32":

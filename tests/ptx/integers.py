@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx.dtypes import FLOATS, NUMPY, S64, U8, U32, U64, Fault, bf16_to_f32, type_of, unsigned
+from ptx.dtypes import FLOATS, NUMPY, PACKED, S64, U8, U32, U64, Fault, bf16_to_f32, halves, type_of, unsigned
 from ptx.operands import Operands, Run
 from ptx.program import Instruction
 
@@ -208,6 +208,10 @@ def _compare(i: Instruction, operands: Operands, kind: str) -> Run:
     def run(t, m) -> None:
         x, y = a(t), b(t)
         result = _float_test(test, x, y) if floating else COMPARE[test](x, y)
+        if kind in PACKED:  # a predicate for each half
+            write(t, result[:, 0], m)
+            write_other(t, result[:, 1], m)
+            return
         if join is not None:
             write(t, join(result, other(t)), m)
             result = result if write_other is None else join(~result, other(t))
@@ -222,6 +226,8 @@ def _compare(i: Instruction, operands: Operands, kind: str) -> Run:
 
 def _comparable(operands: Operands, text: str, kind: str) -> Callable:
     read = operands.read(text, kind)
+    if kind in PACKED:
+        return lambda t: halves(read(t), kind)
     return (lambda t: bf16_to_f32(read(t))) if kind == "bf16" else read
 
 
