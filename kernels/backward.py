@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from svdecode.constants import KL
+from svdecode.kernels.arguments import log_threshold
 from svdecode.kernels.gradient_sums import (
     COEFFICIENTS,
     GRADIENT_FIELDS,
@@ -32,7 +33,7 @@ from svdecode.kernels.gradient_sums import (
     steer_gradient_sums_kernel,
     strength_gradient_kernel,
 )
-from svdecode.kernels.launch import log_threshold
+from svdecode.kernels.launch import launch
 from svdecode.kernels.logits_gradient import NLL, STEER, VECTOR, delta_gradient_sums_kernel, logits_gradient_kernel
 from svdecode.kernels.row_layout import RowLayout, on_device_of
 from svdecode.kernels.settings import LAUNCH, TILE, TILES, next_power_of_2, splits
@@ -90,16 +91,18 @@ def _logits_gradient(
         TILE=TILE,
         **LAUNCH,
     )
-    delta_gradient_sums_kernel[(rows * num_splits,)](*inputs, *numbers, **shared)
-    logits_gradient_kernel[(rows * num_splits,)](
-        *inputs,
-        *(kl, *outputs),
-        *numbers,
-        GRAD_KL=kl is not None,
-        NEED_PRE=needed[0],
-        NEED_FT=needed[1],
-        SPLITS=next_power_of_2(num_splits),
-        **shared,
+    launch(delta_gradient_sums_kernel, (rows * num_splits,), (*inputs, *numbers), shared)
+    launch(
+        logits_gradient_kernel,
+        (rows * num_splits,),
+        (*inputs, kl, *outputs, *numbers),
+        dict(
+            GRAD_KL=kl is not None,
+            NEED_PRE=needed[0],
+            NEED_FT=needed[1],
+            SPLITS=next_power_of_2(num_splits),
+            **shared,
+        ),
     )
     return outputs
 
@@ -140,26 +143,28 @@ def fused_steer_backward(
         sums = _new(ft, rows, GRADIENT_FIELDS.value, num_splits) if dense else None
         drop = penalty == -math.inf
         if rows and dense:
-            steer_gradient_sums_kernel[(rows * num_splits,)](
-                *(pre, ft, grad, saved, strength, sums, log_threshold(alpha), penalty, vocabulary, num_splits),
-                layout.of(pre, ft, grad),
-                KL_DIRECTION=direction == KL,
-                DROP=drop,
-                TILES=TILES,
-                TILE=TILE,
-                **LAUNCH,
+            numbers = (log_threshold(alpha), penalty, vocabulary, num_splits, layout.of(pre, ft, grad))
+            launch(
+                steer_gradient_sums_kernel,
+                (rows * num_splits,),
+                (pre, ft, grad, saved, strength, sums, *numbers),
+                dict(KL_DIRECTION=direction == KL, DROP=drop, TILES=TILES, TILE=TILE, **LAUNCH),
             )
         if rows:
-            gradient_coefficients_kernel[(rows,)](
-                *(sums, saved, strength, labels, moments, kl),
-                *(_flat(g) for g in (grad_mu, grad_kl, grad_mu_star, grad_moments)),
-                *(coefficients, grad_strength, penalty, eps, num_splits),
-                DROP=drop,
-                DENSE=dense,
-                OWN_STRENGTH=mu is None and labels is not None,
-                LABELS=labels is not None,
-                SPLITS=next_power_of_2(num_splits),
-                num_warps=1,
+            grads = (_flat(g) for g in (grad_mu, grad_kl, grad_mu_star, grad_moments))
+            outputs = (coefficients, grad_strength, penalty, eps, num_splits)
+            launch(
+                gradient_coefficients_kernel,
+                (rows,),
+                (sums, saved, strength, labels, moments, kl, *grads, *outputs),
+                dict(
+                    DROP=drop,
+                    DENSE=dense,
+                    OWN_STRENGTH=mu is None and labels is not None,
+                    LABELS=labels is not None,
+                    SPLITS=next_power_of_2(num_splits),
+                    num_warps=1,
+                ),
             )
         grad_pre, grad_ft = _logits_gradient(
             STEER.value,
@@ -199,13 +204,12 @@ def steered_nll_backward(
     per_row = _new(ft, labels.numel(), mu.shape[0])
     with on_device_of(ft):
         if per_row.numel():
-            strength_gradient_kernel[tuple(per_row.shape)](
-                *(pre, ft, grad, saved, strengths, labels, nll, per_row),
-                *(log_threshold(alpha), penalty, ft.shape[-1], mu.shape[0], layout.of(pre, ft)),
-                KL_DIRECTION=direction == KL,
-                DROP=penalty == -math.inf,
-                TILE=TILE,
-                **LAUNCH,
+            numbers = (log_threshold(alpha), penalty, ft.shape[-1], mu.shape[0], layout.of(pre, ft))
+            launch(
+                strength_gradient_kernel,
+                tuple(per_row.shape),
+                (pre, ft, grad, saved, strengths, labels, nll, per_row, *numbers),
+                dict(KL_DIRECTION=direction == KL, DROP=penalty == -math.inf, TILE=TILE, **LAUNCH),
             )
         grad_pre, grad_ft = _logits_gradient(
             NLL.value,

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode import constants
+from svdecode.kernels.arguments import log_threshold, strength_source
 from svdecode.kernels.kept_sums import (
     COUNT,
     KEPT_FIELDS,
@@ -36,7 +37,7 @@ from svdecode.kernels.kept_sums import (
     label_moments,
     optimal_mu,
 )
-from svdecode.kernels.launch import log_threshold, strength_source
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -262,17 +263,13 @@ def fused_steer(
         passes = [(True, False), (False, dense)] if source == OWN.value else [(True, dense)]
         for sums, steer in passes:
             if sums or steer:
-                kept_sums_kernel[(rows * num_splits,)](
-                    *inputs, *numbers, SUMS=sums, STEER=steer, FILL=steer and drop, **shared
-                )
-        steered_output_kernel[(rows * num_splits if dense else rows,)](
-            *inputs,
-            *(used, num_kept, kl, mu_star, moments, saved),
-            *numbers,
-            LABELS=labels is not None,
-            WITH_KL=return_kl,
-            DENSE=dense,
-            **shared,
+                flags = dict(SUMS=sums, STEER=steer, FILL=steer and drop)
+                launch(kept_sums_kernel, (rows * num_splits,), (*inputs, *numbers), flags | shared)
+        launch(
+            steered_output_kernel,
+            (rows * num_splits if dense else rows,),
+            (*inputs, used, num_kept, kl, mu_star, moments, saved, *numbers),
+            dict(LABELS=labels is not None, WITH_KL=return_kl, DENSE=dense, **shared),
         )
     if dense and target is not logprobs:  # an `out` that only a copy could be laid out with
         logprobs.copy_(target)

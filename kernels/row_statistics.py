@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     LOST,
     MAX,
@@ -166,12 +167,11 @@ def row_statistics(pre: Tensor, ft: Tensor, layout: RowLayout, with_kl: bool) ->
     rows, num_splits = ft.numel() // vocabulary, splits(vocabulary)
     tiles = torch.empty((rows, TILE_FIELDS.value, num_splits * TILES), dtype=torch.float32, device=ft.device)
     fields = torch.empty((rows, SPLIT_FIELDS.value, num_splits), dtype=torch.float32, device=ft.device)
-    row_statistics_kernel[(rows * num_splits,)](
-        *(pre, ft, tiles, fields, vocabulary, num_splits, layout.of(pre, ft)),
-        WITH_KL=with_kl,
-        TILES=TILES,
-        TILE=TILE,
-        **LAUNCH,
+    launch(
+        row_statistics_kernel,
+        (rows * num_splits,),
+        (pre, ft, tiles, fields, vocabulary, num_splits, layout.of(pre, ft)),
+        dict(WITH_KL=with_kl, TILES=TILES, TILE=TILE, **LAUNCH),
     )
     return RowStatistics(tiles, fields)
 

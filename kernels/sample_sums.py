@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.constants import KL
+from svdecode.kernels.arguments import log_threshold, strength_source
 from svdecode.kernels.kept_sums import PER_ROW
-from svdecode.kernels.launch import log_threshold, strength_source
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -150,7 +151,12 @@ def sample_sums(
     )
     greedy = temperature == 0
     inverse_temperature = 1.0 if greedy else 1.0 / temperature
-    sample_sums_kernel[(rows * num_splits,)](*inputs, *numbers, inverse_temperature, *sizes, GREEDY=greedy, **constants)
+    launch(
+        sample_sums_kernel,
+        (rows * num_splits,),
+        (*inputs, *numbers, inverse_temperature, *sizes),
+        dict(GREEDY=greedy, **constants),
+    )
     return SampledSplits(inputs, (*numbers, inverse_temperature), sizes, constants)
 
 

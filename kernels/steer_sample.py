@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.kernels.kept_sums import PER_ROW
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -231,16 +232,18 @@ def steer_sample(
         return tokens, logprobs
     with on_device_of(ft):
         found = sample_sums(layout, mu, temperature, alpha, penalty, direction)
-        pick_token_kernel[(rows,)](
-            *found.inputs,
-            *(uniform.reshape(-1).contiguous(), tokens, logprobs),
-            *found.numbers,
-            *(top_k or 0, 1.0 if top_p is None else top_p),
-            *found.sizes,
-            GREEDY=temperature == 0,
-            TOP_K=top_k is not None and top_k < vocabulary,
-            TOP_P=top_p is not None and top_p < 1,
-            **found.constants,
+        outputs = (uniform.reshape(-1).contiguous(), tokens, logprobs)
+        limits = (top_k or 0, 1.0 if top_p is None else top_p)
+        launch(
+            pick_token_kernel,
+            (rows,),
+            (*found.inputs, *outputs, *found.numbers, *limits, *found.sizes),
+            dict(
+                GREEDY=temperature == 0,
+                TOP_K=top_k is not None and top_k < vocabulary,
+                TOP_P=top_p is not None and top_p < 1,
+                **found.constants,
+            ),
         )
     return tokens, logprobs
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.kernels.kept_sums import PER_ROW
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -147,7 +148,8 @@ def steer_topk(
     with on_device_of(ft):
         found = sample_sums(layout, mu, 0.0, alpha, penalty, direction)
         *numbers, _temperature = found.numbers
-        pick_best_kernel[(rows,)](*found.inputs, tokens, logprobs, *numbers, k, *found.sizes, **found.constants)
+        arguments = (*found.inputs, tokens, logprobs, *numbers, k, *found.sizes)
+        launch(pick_best_kernel, (rows,), arguments, found.constants)
     return tokens, logprobs
 
 

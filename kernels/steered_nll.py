@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.constants import KL
+from svdecode.kernels.arguments import log_threshold
 from svdecode.kernels.fused_steer import (
     SAVED_CENTRE,
     SAVED_FIELDS,
@@ -25,7 +26,7 @@ from svdecode.kernels.fused_steer import (
     SAVED_TOTAL,
 )
 from svdecode.kernels.kept_sums import IGNORE
-from svdecode.kernels.launch import log_threshold
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import (
     MAX,
     NEG_INF,
@@ -159,16 +160,21 @@ def steered_nll(
         return nll, saved.zero_()
     with on_device_of(ft):
         statistics = row_statistics(pre, ft, layout, with_kl=False)
-        steered_nll_kernel[(labels.numel(), triton.cdiv(mu.shape[0], STRENGTHS))](
-            *(pre, ft, *statistics, labels.reshape(-1).contiguous(), mu.float().contiguous(), nll, saved),
-            *(log_threshold(alpha), penalty, vocabulary, num_splits, mu.shape[0], layout.of(pre, ft)),
-            KL_DIRECTION=direction == KL,
-            DROP=penalty == -math.inf,
-            STRENGTHS=STRENGTHS,
-            TILES=TILES,
-            TILE=TILE,
-            SPLITS=next_power_of_2(num_splits),
-            **LAUNCH,
+        inputs = (pre, ft, *statistics, labels.reshape(-1).contiguous(), mu.float().contiguous(), nll, saved)
+        numbers = (log_threshold(alpha), penalty, vocabulary, num_splits, mu.shape[0], layout.of(pre, ft))
+        launch(
+            steered_nll_kernel,
+            (labels.numel(), triton.cdiv(mu.shape[0], STRENGTHS)),
+            (*inputs, *numbers),
+            dict(
+                KL_DIRECTION=direction == KL,
+                DROP=penalty == -math.inf,
+                STRENGTHS=STRENGTHS,
+                TILES=TILES,
+                TILE=TILE,
+                SPLITS=next_power_of_2(num_splits),
+                **LAUNCH,
+            ),
         )
     return nll, saved
 

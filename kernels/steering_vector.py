@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svdecode.constants import KL
+from svdecode.kernels.arguments import log_threshold
 from svdecode.kernels.fused_steer import (
     SAVED_CENTRE,
     SAVED_FIELDS,
@@ -17,7 +18,7 @@ from svdecode.kernels.fused_steer import (
     SAVED_PRE_TOP,
     SAVED_TOTAL,
 )
-from svdecode.kernels.launch import log_threshold
+from svdecode.kernels.launch import launch
 from svdecode.kernels.row_algebra import MAX, NEG_INF, SPLIT_FIELDS, TILE_FIELDS, TILE_MAX, steering
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_start
 from svdecode.kernels.row_statistics import load_field, load_tile, merge_row, row_statistics
@@ -88,13 +89,18 @@ def steering_vector(logits_pre: Tensor, logits_ft: Tensor, alpha: float, directi
         return delta, saved
     with on_device_of(ft):
         statistics = row_statistics(pre, ft, layout, with_kl=False)
-        steering_vector_kernel[(saved.numel() // SAVED_FIELDS.value * num_splits,)](
-            *(pre, ft, *statistics, out, saved, log_threshold(alpha), vocabulary, num_splits, layout.of(pre, ft, out)),
-            KL_DIRECTION=direction == KL,
-            TILES=TILES,
-            TILE=TILE,
-            SPLITS=next_power_of_2(num_splits),
-            **LAUNCH,
+        sizes = (log_threshold(alpha), vocabulary, num_splits, layout.of(pre, ft, out))
+        launch(
+            steering_vector_kernel,
+            (saved.numel() // SAVED_FIELDS.value * num_splits,),
+            (pre, ft, *statistics, out, saved, *sizes),
+            dict(
+                KL_DIRECTION=direction == KL,
+                TILES=TILES,
+                TILE=TILE,
+                SPLITS=next_power_of_2(num_splits),
+                **LAUNCH,
+            ),
         )
     return delta, saved
 
