@@ -14,9 +14,10 @@ from triton.backends.driver import DriverBase
 
 
 class Launch(NamedTuple):
-    """What reached the launcher of a compiled kernel: `source` says for which signature it was compiled."""
+    """What reached the launcher of a compiled kernel: `source` and `metadata` say for what it was compiled."""
 
     source: object
+    metadata: object
     grid: tuple[int, int, int]
     stream: int
     arguments: tuple
@@ -31,12 +32,12 @@ class StubDriver(DriverBase):
         self.utils = self
         self.current = threading.local()
 
-    def launcher_cls(self, source, _metadata):
+    def launcher_cls(self, source, metadata):
         """The launcher of a compiled kernel, as Triton asks for it."""
 
         def launcher(x, y, z, stream, _function, _packed, _launch_metadata, _enter_hook, _exit_hook, *arguments):
             if self.launches is not None:
-                self.launches.append(Launch(source, (x, y, z), stream, arguments))
+                self.launches.append(Launch(source, metadata, (x, y, z), stream, arguments))
 
         return launcher
 
@@ -52,12 +53,9 @@ class StubDriver(DriverBase):
         """What Triton asks of an H100 before it loads a kernel."""
         return {"max_shared_mem": 232_448}
 
-    def load_binary(self, *_arguments) -> tuple[int, int, int, int, int]:
-        """(module, function, registers, spilled bytes, most threads in a block)."""
-        return 1, 1, 64, 0, 1024
-
-    def unload_module(self, _module: int) -> None:
-        """Nothing was loaded."""
+    def load_binary(self, *_arguments) -> tuple[None, int, int, int, int]:
+        """(module, function, registers, spilled bytes, most threads in a block); no module, so none is unloaded."""
+        return None, 1, 64, 0, 1024
 
     def get_current_target(self) -> GPUTarget:
         """sm_90."""
