@@ -6,6 +6,8 @@ expression addresses slices such as logits[:, :-1], transposed batches and expan
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,13 @@ class RowLayout:
 
         Copies are made only where a last dimension is not contiguous or more than three leading dimensions cannot be merged.
         """
+        if all(map(Tensor.is_contiguous, tensors)):  # the usual call: one level, found in a third of the time
+            vocabulary = tensors[0].shape[-1]
+            rows = tensors[0].numel() // vocabulary
+            self.tensors = tensors
+            self.sizes = (1, rows)
+            self.strides = ((0, 0, vocabulary if rows > 1 else 0),) * len(tensors)
+            return
         laid_out = [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
         levels = _merge(laid_out)
         if len(levels) > LEVELS:
@@ -29,14 +38,19 @@ class RowLayout:
             levels = _merge(laid_out)
         levels = [(1, *(0,) * len(laid_out))] * (LEVELS - len(levels)) + levels
         sizes, *strides = zip(*levels, strict=True)
-        self.tensors = laid_out
+        self.tensors = tuple(laid_out)
         self.sizes = sizes[1:]
         self.strides = tuple(strides)
 
     def of(self, *tensors: Tensor) -> tuple[tuple[int, ...], ...]:
         """The kernel argument for some of the tensors: sizes, then the strides of each."""
-        found = (next(i for i, x in enumerate(self.tensors) if x is tensor) for tensor in tensors)
-        return (self.sizes, *(self.strides[i] for i in found))
+        found = [self.sizes]
+        for tensor in tensors:
+            for laid_out, strides in zip(self.tensors, self.strides, strict=True):
+                if laid_out is tensor:
+                    found.append(strides)
+                    break
+        return tuple(found)
 
 
 def _merge(tensors: list[Tensor]) -> list[tuple[int, ...]]:
@@ -53,9 +67,14 @@ def _merge(tensors: list[Tensor]) -> list[tuple[int, ...]]:
     return levels
 
 
-def on_device_of(tensor: Tensor) -> torch.cuda.device:
-    """Launch on the device of the tensors, which need not be the current one; nothing to do on a CPU."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+_HERE = contextlib.nullcontext()
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Launch on the device of the tensors, which need not be the current one; nothing to do where it is, or on a CPU."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
 
 
 @triton.jit
