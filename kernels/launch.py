@@ -4,9 +4,10 @@
 its options, and looks for what it compiled under a key of strings. That is more than half of the time of a small call. `launch`
 lets Triton do it once for each variant of a kernel, remembers the compiled kernel, and then calls its own launcher.
 
-The key consists of what Triton compiles a variant for: its own `native_specialize_impl` reduces each argument to a type and a
-class (the alignment of a pointer; an int that is 1, divisible by 16, or wider than 32 bits). The constants, the kernel, the
-driver and the current device complete it. The constants of our modules are not in it: nothing changes them after import.
+The key consists of what Triton compiles a variant for: the kernel, its constants, the driver, the current device, the type of
+each argument, the dtype of a tensor and whether its memory begins at a multiple of 16 bytes, and what Triton's own
+`native_specialize_impl` makes of an int (it is 1, divisible by 16, or wider than 32 bits). The constants of our modules are not
+in it: nothing changes them after import.
 
 Where anything looks on (a profiler's hooks, a debug mode), where kernels are interpreted, and where a version of Triton starts
 a kernel in another way than the ones known here, every launch is Triton's own.
@@ -21,9 +22,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from itertools import repeat
+from operator import itemgetter
 
+from torch import Tensor
 from triton import knobs
+from triton.backends.compiler import BaseBackend
 from triton.compiler import CompiledKernel, make_backend
 from triton.runtime import JITFunction, driver, jit
 
@@ -50,28 +55,26 @@ def launch(kernel, grid: tuple[int, ...], arguments: tuple, constants: dict[str,
         return
     active = driver.active
     device = active.get_current_device()
-    variants = _VARIANTS.get((id(kernel), active, device))
-    if variants is None:
-        variants = _VARIANTS[id(kernel), active, device] = _Variants(kernel, active)
-    if len(arguments) != variants.num_arguments or _is_watched(kernel):
+    place = (id(kernel), active, device, *map(type, arguments))
+    form = _FORMS.get(place)
+    if form is None:
+        form = _FORMS[place] = _Form(kernel, active, arguments)
+    if not form.is_known or _is_watched(kernel):
         kernel[grid](*arguments, **constants)
         return
-    classes = tuple(map(variants.reduce, variants.backend, arguments, *variants.flags))
-    key = (classes, *constants, *constants.values())
-    remembered = variants.remembered.get(key)
-    if remembered is None:
+    key = (*form.classes(arguments), *constants, *constants.values())
+    found = form.compiled.get(key)
+    if found is None:
         compiled = kernel[grid](*arguments, **constants)
         if isinstance(compiled, CompiledKernel):
-            variants.remembered[key] = _Remembered(compiled, variants.constexprs(constants))
+            form.compiled[key] = _Compiled(compiled, form.in_order(constants))
         return
     x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
     stream = active.get_current_stream(device)
-    remembered.run(
-        x, y, z, stream, remembered.function, remembered.metadata, None, None, None, *arguments, *remembered.constants
-    )
+    found.run(x, y, z, stream, found.function, found.metadata, None, None, None, *arguments, *found.constants)
 
 
-class _Remembered:
+class _Compiled:
     """A compiled kernel and what each of its launches passes on."""
 
     __slots__ = ("compiled", "constants", "function", "metadata", "run")
@@ -82,34 +85,64 @@ class _Remembered:
         self.constants = constants
 
 
-class _Variants:
-    """The remembered variants of one kernel on one device of one driver."""
+class _Form:
+    """What is remembered of one kernel, on one device of one driver, for arguments of certain types."""
 
-    def __init__(self, kernel: JITFunction, active) -> None:
+    def __init__(self, kernel: JITFunction, active, arguments: tuple) -> None:
         self.kernel = kernel  # the table knows it by its id, which must not become another's
-        self.remembered: dict[tuple, _Remembered] = {}
+        self.compiled: dict[tuple, _Compiled] = {}
         parameters = [p for p in kernel.params if not p.is_constexpr]
         self._constexprs = kernel.params[len(parameters) :]
-        takes = [p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in kernel.signature.parameters.values()]
-        in_order = kernel.params[: len(parameters)] == parameters
-        if not (_is_known_triton() and in_order and all(takes)) or any(p.annotation_type for p in parameters):
-            self.num_arguments = None  # no call has so many: each goes through Triton
-            return
-        self.num_arguments = len(parameters)
-        self.reduce = jit.native_specialize_impl
-        self.backend = repeat(make_backend(active.get_current_target()))
-        self.flags = (
+        backend = make_backend(active.get_current_target())
+        tensors = [i for i, x in enumerate(arguments) if isinstance(x, Tensor)]
+        numbers = [i for i, x in enumerate(arguments) if type(x) in (int, tuple)]
+        others = sum(x is None or type(x) in (float, bool) for x in arguments)  # all is told by their type
+        self.is_known = (
+            _is_known_triton()
+            and type(backend).get_tensor_specialization is BaseBackend.get_tensor_specialization
+            and all(p.kind is p.POSITIONAL_OR_KEYWORD for p in kernel.signature.parameters.values())
+            and kernel.params[: len(parameters)] == parameters
+            and not any(p.annotation_type for p in parameters)
+            and len(parameters) == len(arguments) == len(tensors) + len(numbers) + others
+        )
+        self._tensors, self._numbers = _items(tensors), _items(numbers)
+        parameters = self._numbers(parameters) if self.is_known else ()
+        flags = (
             tuple(p.is_const for p in parameters),
             tuple(not p.do_not_specialize for p in parameters),
             tuple(not p.do_not_specialize_on_alignment for p in parameters),
         )
 
-    def constexprs(self, constants: dict[str, object]) -> tuple:
+        @functools.lru_cache(maxsize=1024)
+        def classes_of_numbers(*values: int | tuple) -> tuple:
+            return tuple(map(jit.native_specialize_impl, repeat(backend), values, *flags))
+
+        self._classes_of_numbers = classes_of_numbers
+
+    def classes(self, arguments: tuple) -> tuple:
+        """What Triton may compile differently for, beyond the types of the arguments and the constants."""
+        tensors = self._tensors(arguments)
+        dtypes, pointers = [], 0
+        for x in tensors:
+            dtypes.append(x.dtype)
+            pointers |= x.data_ptr()
+        # That all are aligned is the rule, and quicker to see from all bits together.
+        aligned = pointers % 16 == 0 or tuple([x.data_ptr() % 16 == 0 for x in tensors])
+        return (aligned, self._classes_of_numbers(*self._numbers(arguments)), *dtypes)
+
+    def in_order(self, constants: dict[str, object]) -> tuple:
         """The constexpr parameters in the kernel's order."""
         return tuple(constants.get(p.name, p.default) for p in self._constexprs)
 
 
-_VARIANTS: dict[tuple, _Variants] = {}
+_FORMS: dict[tuple, _Form] = {}
+
+
+def _items(places: list[int]) -> Callable:
+    """The function that picks these elements of a sequence, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[i] for i in places)
 
 
 @functools.cache
