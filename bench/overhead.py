@@ -7,7 +7,7 @@ GPU the calls are timed without waiting for it. All operators take turns. A turn
 is divided by their number; the least time of a turn is what other processes on the machine disturbed least.
 
     torch.empty    the yardstick: a small tensor, which costs about 1.1 us on an idle machine
-    triton         `fused_steer` without `kernels/launch.py`: each launch is prepared by Triton
+    triton         without `kernels/launch.py`: each launch is prepared by Triton
 """
 
 from __future__ import annotations
@@ -80,16 +80,22 @@ def operators(rows: int, vocabulary: int, device: str) -> dict[str, Callable[[],
     }
 
 
-def calls(rows: int, vocabulary: int, device: str) -> dict[str, Callable[[], object]]:
-    """What takes turns: the yardstick, the operators, and `fused_steer` through Triton's own launches."""
-    found = operators(rows, vocabulary, device)
+def through_triton(call: Callable[[], object]) -> Callable[[], None]:
+    """The same call with every launch prepared by Triton."""
 
     def by_triton() -> None:
         with launches_by_triton():
-            found["fused_steer"]()
+            call()
 
+    return by_triton
+
+
+def calls(rows: int, vocabulary: int, device: str) -> dict[str, Callable[[], object]]:
+    """What takes turns: the yardstick, the operators, and two of them through Triton's own launches."""
+    found = operators(rows, vocabulary, device)
     yardstick = {YARDSTICK: lambda: torch.empty((1, 64), dtype=torch.float32, device=device)}
-    return yardstick | found | {"fused_steer, triton": by_triton}
+    by_triton = {f"{name}, triton": through_triton(found[name]) for name in ("fused_steer", "steer_sample, greedy")}
+    return yardstick | found | by_triton
 
 
 def measure(timed: dict[str, Callable[[], object]], turns: int, device: str = "cpu") -> dict[str, list[float]]:
