@@ -213,7 +213,7 @@ def steer_sample(
     logits_pre: Tensor,
     logits_ft: Tensor,
     mu: Tensor,
-    uniform: Tensor,
+    uniform: Tensor | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
@@ -227,19 +227,19 @@ def steer_sample(
     ft = layout.tensors[1]
     tokens = torch.empty(shape, dtype=torch.int64, device=ft.device)
     logprobs = torch.empty(shape, dtype=torch.float32, device=ft.device)
-    rows = tokens.numel()
+    rows, greedy = tokens.numel(), temperature == 0
     if rows == 0:
         return tokens, logprobs
     with on_device_of(ft):
         found = sample_sums(layout, mu, temperature, alpha, penalty, direction)
-        outputs = (uniform.reshape(-1).contiguous(), tokens, logprobs)
+        outputs = (None if greedy else uniform.reshape(-1).contiguous(), tokens, logprobs)
         limits = (top_k or 0, 1.0 if top_p is None else top_p)
         launch(
             pick_token_kernel,
             (rows,),
             (*found.inputs, *outputs, *found.numbers, *limits, *found.sizes),
             dict(
-                GREEDY=temperature == 0,
+                GREEDY=greedy,
                 TOP_K=top_k is not None and top_k < vocabulary,
                 TOP_P=top_p is not None and top_p < 1,
                 **found.constants,
