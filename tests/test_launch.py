@@ -128,6 +128,18 @@ def test_the_stream_and_the_device_of_the_moment(stub, through_triton):
     assert first is not second
 
 
+def copied(x_ptr, y_ptr, number, count, layout, KEEP: tl.constexpr, BLOCK: tl.constexpr):
+    tl.store(y_ptr + tl.arange(0, BLOCK), number)
+
+
+def test_two_kernels_of_one_form(stub):
+    kernels = [JITFunction(body), JITFunction(copied)]
+    for _ in range(2):
+        for kernel in kernels:
+            start(kernel, ((3,), PLAIN, {}))
+            assert stub.launches[-1].source.fn is kernel
+
+
 def test_another_driver_finds_nothing_of_the_first(stub, through_triton, monkeypatch):
     kernel = JITFunction(body)
     start(kernel, ((3,), PLAIN, {}))
@@ -220,15 +232,15 @@ def annotated(y_ptr, count: tl.int64, BLOCK: tl.constexpr):
     tl.store(y_ptr + tl.arange(0, BLOCK), count)
 
 
-def constexpr_first(BLOCK: tl.constexpr, y_ptr):
-    tl.store(y_ptr + tl.arange(0, BLOCK), 0.0)
+def constexpr_between(y_ptr, BLOCK: tl.constexpr, count=3):
+    tl.store(y_ptr + tl.arange(0, BLOCK), count)
 
 
 @pytest.mark.parametrize(
     ("function", "arguments", "constants"),
     [
         (annotated, (Y, 3), {"BLOCK": 16}),
-        (constexpr_first, (16, Y), {}),
+        (constexpr_between, (Y, 16), {}),
         (body, PLAIN[:3], dict(count=3, layout=PLAIN[4])),
     ],
 )
