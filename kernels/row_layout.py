@@ -46,7 +46,7 @@ class RowLayout:
     def of(self, *tensors: Tensor) -> tuple[tuple[int, ...], ...]:
         """The kernel argument for some of the tensors: sizes, then the strides of each."""
         if self._alike:
-            return (self.sizes, *self.strides[: len(tensors)])
+            return (self.sizes, *self.strides[:1] * len(tensors))
         places = {id(x): strides for x, strides in zip(self.tensors, self.strides, strict=True)}
         return (self.sizes, *(places[id(x)] for x in tensors))
 

@@ -50,6 +50,13 @@ def test_rows_begin_where_the_memory_says(name, other):
         assert torch.equal(torch.stack(rows), given.reshape(-1, VOCABULARY))
 
 
+@pytest.mark.parametrize("name", ["contiguous", "transposed"])
+def test_a_tensor_may_be_asked_for_twice(name):
+    layout = RowLayout(TENSORS[name])
+    sizes, first, second = layout.of(*layout.tensors, *layout.tensors)
+    assert first == second
+
+
 def test_a_tensor_of_another_layout_is_not_found():
     layout = RowLayout(TENSORS["transposed"])
     with pytest.raises(KeyError):
