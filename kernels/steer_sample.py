@@ -185,7 +185,7 @@ def steer_sample(
     logits_pre: Tensor,
     logits_ft: Tensor,
     mu: Tensor,
-    uniform: Tensor,
+    uniform: Tensor | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
@@ -208,7 +208,13 @@ def steer_sample(
             pick_token_kernel,
             (rows, 1, 1),
             (
-                *(*found.inputs, uniform.reshape(-1).contiguous(), tokens, logprobs, *found.numbers),
+                *(
+                    *found.inputs,
+                    None if uniform is None else uniform.reshape(-1).contiguous(),
+                    tokens,
+                    logprobs,
+                    *found.numbers,
+                ),
                 *(1.0 if top_p is None else top_p, top_k or 0, *found.sizes, 0, layout.of(*layout.tensors)),
             ),
             {

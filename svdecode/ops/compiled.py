@@ -171,7 +171,8 @@ class Operators:
         top_k = 0 if top_k is None or top_k >= logits_ft.shape[-1] else top_k
         sampling = (temperature, top_k, 1.0 if top_p is None else top_p)
         numbers = _numbers(alpha, penalty, 0.0, direction, number, 0, *sampling)
-        return self._steer_sample(logits_pre, logits_ft, numbers, uniform.contiguous(), rows)
+        uniform = logits_ft.new_empty(0, dtype=torch.float32) if uniform is None else uniform.contiguous()
+        return self._steer_sample(logits_pre, logits_ft, numbers, uniform, rows)
 
     def steer_topk(self, logits_pre, logits_ft, mu, k, alpha, penalty, direction) -> tuple[Tensor, Tensor]:
         """(tokens (..., k), logprobs (..., k))."""

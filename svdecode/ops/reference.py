@@ -187,7 +187,7 @@ def steer_sample(
     logits_pre: Tensor,
     logits_ft: Tensor,
     mu: Tensor,
-    uniform: Tensor,
+    uniform: Tensor | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,

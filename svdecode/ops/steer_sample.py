@@ -56,17 +56,18 @@ def steer_sample(
     strength = validation.check_strength(mu, logits_ft)
     if isinstance(strength, Tensor):
         strength = strength.detach()  # a draw has no gradient
-    if temperature == 0:
-        uniform = logits_ft.new_empty((0,), dtype=torch.float32)  # not read
-    else:
+    uniform = None  # greedy reads none
+    if temperature != 0:
         uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
     settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
     return _STEER_SAMPLE(backend, (logits_pre, logits_ft, strength, *settings))
 
 
-def _run(logits_pre, logits_ft, *arguments):
+def _run(logits_pre, logits_ft, mu, uniform, temperature, *arguments):
     check_tensors(logits_pre, logits_ft)
-    return runner("steer_sample")(logits_pre, logits_ft, *arguments)
+    if uniform is None and temperature != 0:
+        raise ValueError("uniform must be a tensor where the temperature is not 0")
+    return runner("steer_sample")(logits_pre, logits_ft, mu, uniform, temperature, *arguments)
 
 
 def _fake(logits_pre, logits_ft, *_):
@@ -76,7 +77,7 @@ def _fake(logits_pre, logits_ft, *_):
 
 _STEER_SAMPLE = Operator(
     "steer_sample",
-    f"{PAIR}, Tensor mu, Tensor uniform, float temperature, int? top_k, float? top_p, float alpha, float penalty, "
+    f"{PAIR}, Tensor mu, Tensor? uniform, float temperature, int? top_k, float? top_p, float alpha, float penalty, "
     "str direction",
     2,
     _run,
