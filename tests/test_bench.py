@@ -91,7 +91,7 @@ def test_peaked_logits_keep_the_likely_tokens():
 def test_a_rotation_is_larger_than_the_caches():
     pairs = inputs.rotation(64, 8000, torch.float32)
     assert sum(x.nbytes for pair in pairs for x in pair) >= inputs.CACHE_BYTES["cpu"]
-    assert len(inputs.rotation(1, 8, torch.float32)) == inputs.MOST_PAIRS
+    assert len(inputs.rotation(1, 8, torch.float32)) == inputs.MOST_PAIRS["cpu"]
 
 
 @CPU
