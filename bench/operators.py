@@ -83,16 +83,22 @@ def rival_calls(output: str, out: Tensor, labels: Tensor, device: str) -> dict[s
         return {"eager": lambda a, z: rivals.rival_dense(a, z, out), "compiled": lambda a, z: into(a, z, out)}
     if output == "scalars":
         scalars = rivals.compiled(rivals.rival_scalars, device)
-        return {"eager": lambda a, z: rivals.rival_scalars(a, z, labels), "compiled": lambda a, z: scalars(a, z, labels)}
+        return {
+            "eager": lambda a, z: rivals.rival_scalars(a, z, labels),
+            "compiled": lambda a, z: scalars(a, z, labels),
+        }
     if output == "greedy":
         return {"eager": rivals.rival_greedy, "compiled": rivals.compiled(rivals.rival_greedy, device)}
     return {}
 
 
-def timed(calls: dict[str, Callable], pairs: list, device: str, replay: bool, failed: dict[str, str]) -> dict[str, list]:
+def timed(
+    calls: dict[str, Callable], pairs: list, options: argparse.Namespace, failed: dict[str, str]
+) -> dict[str, list]:
     """Seconds of a call, by variant: one at a time, or as a share of a replayed graph."""
-    rounds = (ROUNDS[device],) * 2
-    if not replay:
+    device = options.device
+    rounds = (options.rounds or ROUNDS[device],) * 2
+    if not options.replay:
         return in_turns(calls, pairs, device=device, rounds=rounds, failed=failed, clock=device_seconds)
     graphs = {}
     for name, call in calls.items():
@@ -104,48 +110,44 @@ def timed(calls: dict[str, Callable], pairs: list, device: str, replay: bool, fa
     return {name: [spent / len(pairs) for spent in found] for name, found in times.items()}
 
 
-def measure(
-    shape: tuple[int, int, str], outputs: list[str], device: str, bandwidth: float, wanted: list[str], replay: bool
-) -> list[dict]:
-    """One row for each output at one shape; `wanted` are the rivals."""
+def measure(output: str, shape: tuple[int, int, str], bandwidth: float, options: argparse.Namespace) -> dict:
+    """The row of one output at one shape."""
     rows, vocabulary, dtype = shape
-    pairs = rotation(rows, vocabulary, getattr(torch, dtype), device)
+    device = options.device
+    pairs = rotation(rows, vocabulary, getattr(torch, dtype), device)[: options.pairs]
     out = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
     labels = gold_labels(rows, vocabulary, device)
     strengths = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
+    torch._dynamo.reset()
+    calls = {name: our_calls(name, out, labels, strengths)[output] for name in our_backends(device)}
+    ours = list(calls)
+    calls |= {name: call for name, call in rival_calls(output, out, labels, device).items() if name in options.rivals}
     one = pairs[0][0].nbytes
-    ours = {backend: our_calls(backend, out, labels, strengths) for backend in our_backends(device)}
-    results = []
-    for output in outputs:
-        torch._dynamo.reset()
-        calls = {backend: found[output] for backend, found in ours.items()}
-        calls |= {name: call for name, call in rival_calls(output, out, labels, device).items() if name in wanted}
-        moved = 2 * one + (out.nbytes if output == "dense" else 0)
-        bytes_moved = dict.fromkeys(calls, moved)
-        if output == "dense" and device == "cuda" and wanted:
-            for name, (call, inputs) in rivals.yardsticks().items():
-                calls[name], bytes_moved[name] = call, inputs * one
-        failed: dict[str, str] = {}
-        times = timed(calls, pairs, device, replay, failed)
-        row = {
-            "output": output,
-            "rows": rows,
-            "vocabulary": vocabulary,
-            "dtype": dtype,
-            "replay": replay,
-            "pairs": len(pairs),
-            "minimum_bytes": bytes_moved,
-            "copy_bandwidth": bandwidth,
-            "bound_us": 1e6 * moved / bandwidth,
-            **microseconds(times),
-            "failed": failed,
-        }
-        if device == "cuda" and not replay:
-            first = next((name for name in ours if name not in failed), None)
-            if first is not None:
-                row["extra_bytes_per_row"] = extra_bytes(lambda call=calls[first]: call(*pairs[0])) / rows
-        results.append(row)
-    return results
+    moved = 2 * one + (out.nbytes if output == "dense" else 0)
+    minimum = dict.fromkeys(calls, moved)
+    if output == "dense" and device == "cuda" and options.rivals:
+        for name, (call, inputs) in rivals.yardsticks().items():
+            calls[name], minimum[name] = call, inputs * one
+    failed: dict[str, str] = {}
+    times = timed(calls, pairs, options, failed)
+    row = {
+        "output": output,
+        "rows": rows,
+        "vocabulary": vocabulary,
+        "dtype": dtype,
+        "replay": options.replay,
+        "pairs": len(pairs),
+        "ours": ours,
+        "minimum_bytes": minimum,
+        "copy_bandwidth": bandwidth,
+        "bound_us": 1e6 * moved / bandwidth,
+        **microseconds(times),
+        "failed": failed,
+    }
+    working = [name for name in ours if name not in failed]
+    if device == "cuda" and not options.replay and working:
+        row["extra_bytes_per_row"] = extra_bytes(lambda: calls[working[0]](*pairs[0])) / rows
+    return row
 
 
 def key(row: dict) -> tuple:
@@ -158,7 +160,7 @@ def begun(path: Path | None, resume: bool) -> list[dict]:
     if not (resume and path and path.is_file()):
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]
-    return [row for row in rows if not set(row["failed"]) - set(RIVALS) - set(rivals.yardsticks())]
+    return [row for row in rows if not set(row["failed"]) & set(row["ours"])]
 
 
 def line(row: dict) -> str:
@@ -178,6 +180,8 @@ def main() -> int:
     parser.add_argument("--outputs", nargs="*", choices=OUTPUTS, default=OUTPUTS)
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
     parser.add_argument("--replay", action="store_true", help="time captured graphs, of few rows")
+    parser.add_argument("--rounds", type=int, help="each variant is timed so many times")
+    parser.add_argument("--pairs", type=int, help="of inputs at most; left out, more than the caches hold")
     parser.add_argument("--copy-bytes", type=int, help="of the copy that gives the bandwidth")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds after which no further shape is begun")
     parser.add_argument("--output", type=Path, help="JSON goes here instead of stdout")
@@ -204,28 +208,24 @@ def main() -> int:
         "results": begun(arguments.output, arguments.resume),
         "skipped": [],
     }
-    for shape in shapes:
-        have = {key(row) for row in report["results"]}
-        outputs = [name for name in arguments.outputs if (name, *shape, arguments.replay) not in have]
-        late = time.monotonic() - begin > arguments.budget
-        for output in outputs:
-            if late:
-                report["skipped"].append([output, *shape])
-                continue
-            bandwidth = found["copy"]["bytes_per_second"]
-            new = measure(shape, [output], device, bandwidth, arguments.rivals, arguments.replay)
-            report["results"] += new
-            for row in new:
-                print(line(row), file=sys.stderr)
-            late = time.monotonic() - begin > arguments.budget
-            if arguments.output:  # a run that is stopped keeps what it has
-                write_atomically(arguments.output, to_json(report, indent=1).encode())
+    have = {key(row) for row in report["results"]}
+    wanted = [(output, shape) for shape in shapes for output in arguments.outputs]
+    for output, shape in wanted:
+        if (output, *shape, arguments.replay) in have:
+            continue
+        if time.monotonic() - begin > arguments.budget:
+            report["skipped"].append([output, *shape])
+            continue
+        row = measure(output, shape, found["copy"]["bytes_per_second"], arguments)
+        report["results"].append(row)
+        print(line(row), file=sys.stderr)
+        if arguments.output:  # a run that is stopped keeps what it has
+            write_atomically(arguments.output, to_json(report, indent=1).encode())
     if arguments.output:
         write_atomically(arguments.output, to_json(report, indent=1).encode())
     else:
         print(to_json(report, indent=1))
-    ours = set(our_backends(device))
-    broken = [line(row) for row in report["results"] if set(row["failed"]) & ours]
+    broken = [line(row) for row in report["results"] if set(row["failed"]) & set(row["ours"])]
     print("".join(f"FAILED {text}\n" for text in broken), end="", file=sys.stderr)
     return 1 if broken else UNFINISHED if report["skipped"] else 0
 

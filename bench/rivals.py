@@ -15,7 +15,7 @@ from svdecode.constants import ALPHA, EPS
 
 MU = 0.5
 COMPILE_MODE = {"cuda": "max-autotune-no-cudagraphs", "cpu": None}
-"""No cudagraphs: they would copy every input. Graph replay is measured for all variants alike, by `bench/operators.py --replay`."""
+"""No cudagraphs, which copy every input: `bench/operators.py --replay` captures all variants alike."""
 
 
 def compiled(function: Callable, device: str) -> Callable:
