@@ -2,8 +2,8 @@
 
     python bench/compile_kernels.py [--device cuda|cpu] [--processes N] [--budget SECONDS] [--output FILE]
 
-Triton compiles a kernel at its first launch, one after another. Here processes share that work: each runs one operator at one of
-the shapes of `bench/operators.py`, and leaves the binary in Triton's cache on the disk. Then every variant of
+Triton compiles a kernel at its first launch, one after another. Here processes share that work: each runs one operator at one
+of the shapes of `bench/operators.py`, and leaves the binary in Triton's cache on the disk. Then every variant of
 `KERNEL_VARIANTS` is compiled for this card, for the registers and the spilled bytes (`bench/compile_report.py`).
 
 Exit status: 1 where a kernel does not compile or run, 75 where the budget was over before all were compiled.

@@ -6,8 +6,8 @@
     bench/gpu.sh --list                   # the stages, with the minutes that they are expected to take
     bench/gpu.sh --dry-run --output DIR   # every stage on the CPU at tiny sizes, to try the machinery
 
-A stage that is done is skipped the next time (--again repeats it), and one that failed or was cut off is taken up again. A failure
-stops no other stage. All failures are printed at the end, after the targets. No network is needed.
+A stage that is done is skipped the next time (--again repeats it), and one that failed or was cut off is taken up again. A
+failure stops no other stage. All failures are printed at the end, after the targets. No network is needed.
 
 Exit status: 0 all done, 1 something failed, 2 cannot begin, 3 not finished (call again), 130 interrupted.
 """

@@ -102,7 +102,8 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
                    result="replay.json", step="replay"),
         ]),
         Stage("calls", "microseconds of Python per call", [
-            script("python_calls", 0.5, *(["--burst", "2", "--rounds", "2"] if dry_run else []), result="calls.json", step="calls"),
+            script("python_calls", 0.5, *(["--burst", "2", "--rounds", "2"] if dry_run else []),
+                   result="calls.json", step="calls"),
         ]),
         Stage("decoding", "tokens per second, against plain decoding", [
             decoding(script, adapter, dry_run) for adapter in (["lora"] if dry_run else ["lora", "pretrained"])
@@ -140,9 +141,8 @@ def decoding(script, adapter: str, dry_run: bool) -> Step:
 
 def test_stages(pytest) -> list[Stage]:
     """The suite on the device, uninterpreted."""
-    has_workers = importlib.util.find_spec("xdist") is not None
-    workers = ["-n", str(TEST_PROCESSES), "--dist", "worksteal"] if has_workers else []
-    width = max(1, min(TEST_FILES_AT_ONCE, (os.cpu_count() or 1) // (TEST_PROCESSES if workers else 1)))
+    enough = (os.cpu_count() or 1) >= TEST_PROCESSES * TEST_FILES_AT_ONCE
+    workers = ["-n", str(TEST_PROCESSES), "--dist", "worksteal"] if enough and importlib.util.find_spec("xdist") else []
     needed = {"properties": "hypothesis", **dict.fromkeys(MODEL_TESTS, "peft")}
 
     def needing(step: Step, package: str | None) -> Step:
@@ -160,9 +160,9 @@ def test_stages(pytest) -> list[Stage]:
         Stage("device", "tests of graphs, streams, a second card, large tensors", [pytest("gpu", 1)]),
         Stage("tests", "tests of all operators on both backends", [
             needing(pytest(name, 3, *workers), needed.get(name)) for name in OPERATOR_TESTS
-        ], width),
+        ], TEST_FILES_AT_ONCE),
         Stage("models", "tests of generate(), lazy and the recipes", [
             needing(pytest(name, 3, *workers), needed.get(name)) for name in MODEL_TESTS
-        ], width),
+        ], TEST_FILES_AT_ONCE),
         Stage("sanitizer", "compute-sanitizer on the main operator", [checked]),
     ]  # fmt: skip

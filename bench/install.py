@@ -2,9 +2,10 @@
 
     python bench/install.py FOLDER [--seconds N] [--output FILE]
 
-With nvcc the CUDA kernels are built. Where there is no nvcc, or the build fails, the C++ operators alone are tried, then the Python
-files are copied; the figures of Triton do not need more. Nothing is downloaded, and the environment is left as it is: whoever
-uses the folder puts it on PYTHONPATH. Exit status 1 where a build failed that should have worked; the folder is usable then too.
+With nvcc the CUDA kernels are built. Where there is no nvcc, or the build fails, the C++ operators alone are tried, then the
+Python files are copied; the figures of Triton do not need more. Nothing is downloaded, and the environment is left as it is:
+whoever uses the folder puts it on PYTHONPATH. Exit status 1 where a build failed that should have worked; the folder is usable
+then too.
 """
 
 from __future__ import annotations

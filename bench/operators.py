@@ -3,10 +3,11 @@
     python bench/operators.py [--device cuda|cpu] [--rows ...] [--vocabularies ...] [--budget SECONDS] [--output FILE]
     python bench/operators.py --replay ...          # the same calls as captured graphs, on a GPU
 
-For each shape all variants take turns, so that all meet the same machine; medians and quartiles over the rounds. All read inputs
-that rotate through more memory than the caches hold, also in a graph, and write log-probs into one buffer that is reused. The
-rivals compute the same outputs (`bench/rivals.py`). The bound is the least traffic (both inputs read, log-probs written once)
-over the bandwidth of a copy in the same process. On a GPU the time is the GPU's alone; `bench/python_calls.py` has Python's.
+For each shape all variants take turns, so that all meet the same machine; medians and quartiles over the rounds. All read
+inputs that rotate through more memory than the caches hold, also in a graph, and write log-probs into one buffer that is
+reused. The rivals compute the same outputs (`bench/rivals.py`). The bound is the least traffic (both inputs read, log-probs
+written once) over the bandwidth of a copy in the same process. On a GPU the time is the GPU's alone; `bench/python_calls.py`
+has Python's.
 
 The file is written after every output and shape. With --resume only what it lacks is measured. Exit status: 1 where a variant
 of svdecode failed, 75 where the budget ended before the last shape.
@@ -76,20 +77,20 @@ def our_calls(backend: str, out: Tensor, labels: Tensor, strengths: Tensor) -> d
     }
 
 
-def rival_calls(output: str, out: Tensor, labels: Tensor, device: str) -> dict[str, Callable]:
-    """Eager PyTorch and torch.compile, which get the same buffer."""
-    if output == "dense":
-        into = rivals.compiled(rivals.dense_into, device)
-        return {"eager": lambda a, z: rivals.rival_dense(a, z, out), "compiled": lambda a, z: into(a, z, out)}
-    if output == "scalars":
-        scalars = rivals.compiled(rivals.rival_scalars, device)
-        return {
-            "eager": lambda a, z: rivals.rival_scalars(a, z, labels),
-            "compiled": lambda a, z: scalars(a, z, labels),
-        }
-    if output == "greedy":
-        return {"eager": rivals.rival_greedy, "compiled": rivals.compiled(rivals.rival_greedy, device)}
-    return {}
+def rival_calls(output: str, wanted: list[str], out: Tensor, labels: Tensor, device: str) -> dict[str, Callable]:
+    """Eager PyTorch and torch.compile, which get the same buffer; none for outputs that have no short formula."""
+    found: dict[str, Callable] = {}
+    if output not in rivals.FORMULAS:
+        return found
+    eager, compilable = rivals.FORMULAS[output]
+    more = {"dense": (out,), "scalars": (labels,), "greedy": ()}[output]
+    if "eager" in wanted:
+        found["eager"] = lambda a, z: eager(a, z, *more)
+    if "compiled" in wanted:
+        torch._dynamo.reset()
+        compiled = rivals.compiled(compilable, device)
+        found["compiled"] = lambda a, z: compiled(a, z, *more)
+    return found
 
 
 def timed(
@@ -118,10 +119,9 @@ def measure(output: str, shape: tuple[int, int, str], bandwidth: float, options:
     out = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
     labels = gold_labels(rows, vocabulary, device)
     strengths = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
-    torch._dynamo.reset()
     calls = {name: our_calls(name, out, labels, strengths)[output] for name in our_backends(device)}
     ours = list(calls)
-    calls |= {name: call for name, call in rival_calls(output, out, labels, device).items() if name in options.rivals}
+    calls |= rival_calls(output, options.rivals, out, labels, device)
     one = pairs[0][0].nbytes
     moved = 2 * one + (out.nbytes if output == "dense" else 0)
     minimum = dict.fromkeys(calls, moved)

@@ -98,6 +98,14 @@ def all_into(a: Tensor, z: Tensor, labels: Tensor, out: Tensor) -> tuple[Tensor,
     return out.copy_(logprobs), *rest
 
 
+FORMULAS = {
+    "dense": (rival_dense, dense_into),
+    "greedy": (rival_greedy, rival_greedy),
+    "scalars": (rival_scalars, rival_scalars),
+}
+"""By output: what eager PyTorch runs, and what torch.compile compiles."""
+
+
 def yardsticks() -> dict[str, tuple[Callable, int]]:
     """Other packages' kernels where they are installed: name -> (call of both inputs, elements moved per element of one).
 
