@@ -67,7 +67,8 @@ bench: env
 	for threads in 1 2; do $(BIN)/python bench/cpu.py --threads $$threads; done
 	for adapter in lora ia3 pretrained; do $(BIN)/python bench/decoding.py --adapter $$adapter; done
 	$(BIN)/python bench/calibration.py
-	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json
+	@# Status 75: its time was up before the last shape.
+	$(BIN)/python bench/operators.py --budget 120 --output bench/results/local.json || [ $$? = 75 ]
 	$(BIN)/python bench/report.py bench/results/local.json --png bench/results/local.png
 
 lint: env

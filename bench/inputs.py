@@ -9,7 +9,9 @@ from torch import Tensor
 
 CACHE_BYTES = {"cuda": 400e6, "cpu": 100e6}
 """More than the caches hold, so that each call reads its inputs from memory."""
-MOST_PAIRS = 128
+TIMES_THE_L2 = 3
+"""On a GPU also at least so many times its L2 cache, in case it is larger than those of today."""
+MOST_PAIRS = {"cuda": 4096, "cpu": 128}
 LIKELY = 2
 """Tokens that share the mass of a peaked row, as of a language model most of the time."""
 
@@ -31,11 +33,18 @@ def peaked_logits(
     return pre.to(dtype), ft.to(dtype)
 
 
+def cache_bytes(device: str) -> float:
+    """Bytes that the inputs of one rotation have together at least."""
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 0
+    return max(CACHE_BYTES[device], TIMES_THE_L2 * l2)
+
+
 def rotation(rows: int, vocabulary: int, dtype: torch.dtype, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
     """Pairs of peaked logits, together larger than the caches."""
     size = 2 * rows * vocabulary * dtype.itemsize
-    count = min(max(4, math.ceil(CACHE_BYTES[device] / size)), MOST_PAIRS)
-    if device == "cuda" and size > CACHE_BYTES[device]:
+    large = cache_bytes(device)
+    count = min(max(4, math.ceil(large / size)), MOST_PAIRS[device])
+    if device == "cuda" and size > large:
         count = 2
     return [peaked_logits(rows, vocabulary, dtype, device, seed=number % 4) for number in range(count)]
 

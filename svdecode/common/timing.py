@@ -37,6 +37,7 @@ def in_turns(
     seconds: float = 1.0,
     failed: dict[Any, str] | None = None,
     title: str | None = None,
+    clock: Callable[[Callable[[], object], str], float] = seconds_of,
 ) -> dict[Any, list[float]]:
     """Time each call once per round.
 
@@ -50,6 +51,7 @@ def in_turns(
         failed: receives the error's name of each variant that raises one; such a variant is left out from then on. With
             None the error is raised.
         title: of a progress bar on stderr; None shows none.
+        clock: measures the seconds of a call on a device.
 
     Returns:
         The seconds of each timed call, by variant; none for a variant that failed before.
@@ -71,7 +73,7 @@ def in_turns(
                 continue
             chosen = arguments[(turn * len(calls) + place) % len(arguments)]
             try:
-                spent = seconds_of(lambda call=call, chosen=chosen: call(*chosen), device)
+                spent = clock(lambda call=call, chosen=chosen: call(*chosen), device)
             except RuntimeError as error:  # torch's lack of memory among them
                 if failed is None:
                     raise
