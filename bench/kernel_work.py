@@ -26,7 +26,7 @@ class Work(NamedTuple):
     tokens: int
     read: int = 0
     written: int = 0
-    exponentials: int = 0
+    exponentials: float = 0
 
 
 class Launch(NamedTuple):
@@ -108,7 +108,7 @@ CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 
 _NOTHING = Work(SPLIT)
-_KEPT_TILES = Work(SPLIT, read=4 * LIKELY * TILE // SPLIT)
+_KEPT_TILES = Work(SPLIT, read=4 * LIKELY * TILE // SPLIT, exponentials=2 * LIKELY * TILE / SPLIT)
 _STEER = (("DROP", True), ("MU", 0), ("KL_DIRECTION", True))
 
 
@@ -125,7 +125,7 @@ def _statistics(with_kl: bool, fill: float | None) -> Launch:
 def _dense(with_kl: bool) -> Operator:
     sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl))
     output = (*_STEER, ("LABELS", False), ("DENSE", True))
-    written = _KEPT_TILES._replace(written=_KEPT_TILES.read)
+    written = _KEPT_TILES._replace(written=_KEPT_TILES.read, exponentials=_KEPT_TILES.exponentials / 2)
     return Operator(
         8,
         [

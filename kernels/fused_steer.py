@@ -200,11 +200,11 @@ def fused_steer(
     if out is None and dense:
         logprobs = torch.empty(logits_ft.shape, dtype=float32, device=device)
     used = torch.empty(shape, dtype=float32, device=device)
-    num_kept = torch.empty(shape, dtype=torch.int32, device=device)
-    kl = torch.empty(shape, dtype=float32, device=device) if return_kl else None
+    num_kept = torch.empty_like(used, dtype=torch.int32)
+    kl = torch.empty_like(used) if return_kl else None
     mu_star = moments = None
     if labels is not None:
-        mu_star = torch.empty(shape, dtype=float32, device=device)
+        mu_star = torch.empty_like(used)
         moments = torch.empty((*shape, 3), dtype=float32, device=device)
         labels = labels.reshape(-1).contiguous()
     saved = torch.empty((*shape, constants.SAVED_FIELDS), dtype=float32, device=device)
