@@ -66,17 +66,22 @@ def text_of(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def lanes_of(pre: str, ft: str) -> int:
+    """Tokens that a load of a warp covers."""
+    from svdecode.kernels.settings import LOAD_BYTES, WARP_THREADS
+
+    return WARP_THREADS * LOAD_BYTES // max(BYTES[pre], BYTES[ft])
+
+
 def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, dict, dict]:
     """Types of all arguments by their names, constants, and which arguments are divisible by 16, as contiguous logits are.
 
     `levels`: rows on three levels; else on one, as of an ordinary batch, whose other sizes, 1, Triton takes for constants.
     """
-    from svdecode.kernels.settings import LOAD_BYTES, WARP_THREADS
-
     types, aligned = {}, {}
     values = dict(variant.constants)
     if "LANES" in values:
-        values["LANES"] = WARP_THREADS * LOAD_BYTES // max(BYTES[pre], BYTES[ft])
+        values["LANES"] = lanes_of(pre, ft)
     constants = {(variant.kernel.arg_names.index(name),): value for name, value in values.items()}
     divisible = [["tt.divisibility", 16]]
     for index, name in enumerate(variant.kernel.arg_names):
@@ -119,11 +124,13 @@ def resources(cubin: bytes) -> dict[str, dict[str, int]]:
 
 def build(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> object:
     """What triton makes of one variant for `sm_<target>`: its `asm` has the PTX and the cubin, its `metadata` the launch."""
-    from svdecode.kernels.settings import LAUNCH
+    from svdecode.kernels.settings import LAUNCH, stream_launch
 
     types, constants, aligned = signature(variant, pre, ft, levels)
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=LAUNCH)
+    streams = "LANES" in variant.constants
+    options = stream_launch(lanes_of(pre, ft)) if streams else LAUNCH
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
 def compile_one(variant: Named, pre: str, ft: str, target: int, levels: bool = False) -> dict[str, object]:

@@ -37,7 +37,7 @@ from svdecode.kernels.launch import launch
 from svdecode.kernels.logits_gradient import NLL, STEER, VECTOR, delta_gradient_sums_kernel, logits_gradient_kernel
 from svdecode.kernels.row_layout import RowLayout, on_device_of
 from svdecode.kernels.row_statistics import Workspace
-from svdecode.kernels.settings import LAUNCH, TILES, groups
+from svdecode.kernels.settings import LAUNCH, groups
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:
@@ -56,7 +56,7 @@ def _tile_maxima(layout: RowLayout) -> Workspace:
         tile_maxima_kernel,
         (space.rows, space.splits, 1),
         (ft, space.memory, space.vocabulary, 0, layout.of(ft)),
-        {"LANES": layout.lanes, "TILES": TILES, **space.constants},
+        space.stream_constants,
     )
     return space
 
@@ -113,9 +113,8 @@ def _logits_gradient(
             "GRAD_KL": kl is not None,
             "NEED_PRE": needed[0],
             "NEED_FT": needed[1],
-            "LANES": layout.lanes,
-            "TILES": TILES,
             **shared,
+            **space.stream_constants,
         },
     )
     return outputs

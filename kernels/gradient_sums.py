@@ -14,6 +14,7 @@ from svdecode.kernels.row_layout import row_pointer, within
 from svdecode.kernels.row_statistics import (
     MAX,
     OWN_FIELDS,
+    by_tile,
     load_field,
     load_label,
     load_tile,
@@ -51,7 +52,8 @@ def tile_maxima_kernel(
     token = tokens_of_split(split, LANES, TILES, TILE)
     sizes, ft_strides = layout
     ft_row = row_pointer(ft_ptr, row, sizes, ft_strides, zero, ALIGN)
-    z = tl.load(ft_row + token, mask=within(token, vocabulary, ALIGN), other=NEG_INF).to(tl.float32)
+    z = tl.load(ft_row + token, mask=within(token, vocabulary, ALIGN), other=NEG_INF)
+    z = by_tile(z, LANES, TILES, TILE).to(tl.float32)
     _record, fields = workspace_of(workspace_ptr, row, WIDTH)
     tl.store(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES), max_of_tile(z))
 

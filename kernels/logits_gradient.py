@@ -258,7 +258,7 @@ def logits_gradient_kernel(
             if GRAD_KL:
                 block_grad_a += grad_kl * (exponential(block_a - (pre_top + log_pre_total)) - block_p)
             # Excluded tokens, NaN and rows that are not valid make a gradient not finite: the long way takes care of them.
-            finite = tl.sum(tl.sum(tl.sum(tl.abs(block_grad_z) + tl.abs(block_grad_a), 0), 1), 0) < INF
+            finite = tl.sum(tl.sum(tl.abs(block_grad_z) + tl.abs(block_grad_a), 0), 0) < INF
             if finite:
                 if NEED_FT:
                     tl.store(ft_grad_out_ptr + row_offset + block, block_grad_z, mask=within_row)

@@ -22,7 +22,7 @@ from svdecode.kernels.row_algebra import (
     finite_or_zero,
 )
 from svdecode.kernels.row_layout import RowLayout, row_pointer, within
-from svdecode.kernels.settings import LAUNCH, SMALL_INTEGERS, TILE, TILES, next_power_of_2, splits
+from svdecode.kernels.settings import LAUNCH, SMALL_INTEGERS, TILE, TILES, next_power_of_2, splits, stream_launch
 from svdecode.kernels.variants import COMPILED_SPLIT, Variant
 
 # The workspace of a row: RECORD numbers of the row (`merged_row.py`), then FIELDS vectors with a number for each tile. The
@@ -55,11 +55,19 @@ def sum_of_tile(x):
 
 @triton.jit
 def tokens_of_split(split, LANES: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr):
-    """The tokens of a split as a block (TILE / LANES, TILES, LANES): a warp's load covers LANES tokens of one tile."""
-    part = tl.arange(0, TILE // LANES)[:, None, None]
-    tile = tl.arange(0, TILES)[None, :, None]
-    lane = tl.arange(0, LANES)[None, None, :]
-    return (split * TILES + tile) * TILE + part * LANES + lane
+    """The tokens of a split as a block (TILE / LANES * TILES, LANES): a row of it is a warp's load, of each tile in turn.
+
+    In two dimensions all versions of Triton deal out the rows to the warps in turn, so that each warp gets one tile.
+    """
+    row = tl.arange(0, TILE // LANES * TILES)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    return (split * TILES + row % TILES) * TILE + row // TILES * LANES + lane
+
+
+@triton.jit
+def by_tile(x, LANES: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr):
+    """A block of `tokens_of_split` as (a thread's loads, tiles, tokens of a load)."""
+    return tl.reshape(x, [TILE // LANES, TILES, LANES])
 
 
 @triton.jit(do_not_specialize=SMALL_INTEGERS)
@@ -88,10 +96,10 @@ def row_statistics_kernel(
     z = tl.load(row_pointer(ft_ptr, row, sizes, ft_strides, zero, ALIGN) + token, mask=inside, other=NEG_INF)
     a = tl.load(row_pointer(pre_ptr, row, sizes, pre_strides, zero, ALIGN) + token, mask=inside, other=NEG_INF)
     if FILL is not None:
-        fill = tl.full([TILE // LANES, TILES, LANES], FILL, tl.float32)
+        fill = tl.full([TILE // LANES * TILES, LANES], FILL, tl.float32)
         tl.store(row_pointer(out_ptr, row, sizes, out_strides, zero, ALIGN) + token, fill, mask=inside)
-    z = z.to(tl.float32)
-    a = a.to(tl.float32)
+    z = by_tile(z, LANES, TILES, TILE).to(tl.float32)
+    a = by_tile(a, LANES, TILES, TILE).to(tl.float32)
 
     maximum = max_of_tile(z)
     pre_max = max_of_tile(a)
@@ -195,7 +203,9 @@ class Workspace:
         self.width = next_power_of_2(self.num_tiles)
         words = RECORD.value + FIELDS.value * self.width
         self.memory = torch.empty((self.rows, words), dtype=torch.float32, device=ft.device)
-        self.constants = {"ALIGN": layout.align, "TILE": TILE, "WIDTH": self.width, **LAUNCH}
+        shared = {"ALIGN": layout.align, "TILE": TILE, "WIDTH": self.width}
+        self.constants = {**shared, **LAUNCH}
+        self.stream_constants = {**shared, "LANES": layout.lanes, "TILES": TILES, **stream_launch(layout.lanes)}
 
 
 def row_statistics(layout: RowLayout, with_kl: bool, out: Tensor | None = None, fill: float | None = None) -> Workspace:
@@ -206,7 +216,7 @@ def row_statistics(layout: RowLayout, with_kl: bool, out: Tensor | None = None, 
         row_statistics_kernel,
         (workspace.rows, workspace.splits, 1),
         (pre, ft, out, workspace.memory, workspace.vocabulary, 0, layout.of(pre, ft, ft if out is None else out)),
-        {"WITH_KL": with_kl, "FILL": fill, "LANES": layout.lanes, "TILES": TILES, **workspace.constants},
+        {"WITH_KL": with_kl, "FILL": fill, **workspace.stream_constants},
     )
     return workspace
 

@@ -18,6 +18,8 @@ and in every run, whatever the groups are.
 - warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
 - maxnreg = 168: three programs of 128 threads fit on a processor's 65,536 registers, 48 KB of loads in flight. Left to itself
   the assembler aims at more programs for the small kernels and spills a few bytes to get there.
+- MOST_REGISTERS = 255, for a streaming launch over float32 logits: a thread holds twice the bytes of its 32 tokens, so that two
+  programs of a processor have 64 KB of loads in flight.
 - enable_fp_fusion = False: a multiply and an add stay two roundings unless the code says `tl.fma`. The algebra of
   `kept_sums.py` needs it, and copies of one formula in several kernels then agree to the last bit.
 """
@@ -37,6 +39,7 @@ WARP_THREADS = 32
 LOAD_BYTES = 16
 
 LAUNCH = {"num_warps": WARPS, "maxnreg": 168, "enable_fp_fusion": False}
+MOST_REGISTERS = 255
 SMALL_INTEGERS = ("vocabulary", "num_tiles", "group_size", "zero")
 """Integers whose value no kernel is compiled for: a row's layout would differ from that of the same row in another batch."""
 
@@ -49,6 +52,12 @@ def next_power_of_2(n: int) -> int:
 def splits(vocabulary: int) -> int:
     """Programs per row of a streaming launch."""
     return -(-vocabulary // SPLIT)
+
+
+def stream_launch(lanes: int) -> dict[str, object]:
+    """Options of a streaming launch; `lanes` tokens per load of a warp are 256 for logits of two bytes."""
+    two_bytes = lanes * 2 == WARP_THREADS * LOAD_BYTES
+    return LAUNCH if two_bytes else {**LAUNCH, "maxnreg": MOST_REGISTERS}
 
 
 def groups(rows: int, num_tiles: int) -> tuple[int, int]:
