@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdecode.models.paired_layers import without_adapter
-from svdecode.models.shared_weights import share_weights
+from svdecode.models.shared_weights import share_weights, uncompiled
 
 _UNSUPPORTED = {
     "LILY": "its router averages over all tokens of a batch, so that a cached step gives other numbers than a whole forward",
@@ -24,9 +24,10 @@ _UNSUPPORTED = {
 
 
 def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
-    """The transformers model inside a PeftModel, or the model itself."""
+    """The transformers model inside a PeftModel, or the model itself; uncompiled."""
+    model = uncompiled(model)
     if isinstance(model, PeftModel):
-        model = model.get_base_model()
+        model = uncompiled(model.get_base_model())
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise TypeError(
             f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"
@@ -89,8 +90,12 @@ def adapter_fingerprint(model: object) -> str | None:
     """SHA-256 of the active adapter's weights, which names an adapter wherever it lies; None without an adapter."""
     if not isinstance(model, PeftModel):
         return None
-    digest = hashlib.sha256()
     weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    if any(tensor.is_meta for tensor in weights.values()):
+        raise ValueError(
+            "the adapter's weights are offloaded, so that no calibration can be found for it: pass a number as mu"
+        )
+    digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -12,6 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from svdecode.models.shared_weights import device_of
+
 # Layers that get (rows x tokens, features), by the type of the model.
 _FLATTENED = {"opt": ("fc1", "fc2")}
 
@@ -81,8 +83,8 @@ class PairedLayers:
         self.batch = self.tokens = 0
         self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
-        # (layer, adapter, its scale, a weight of its dtype and device)
-        self.scaled: list[tuple[LoraLinear, str, float, Tensor]] = []
+        # (layer, adapter, its scale, the layer's first matrix)
+        self.scaled: list[tuple[LoraLinear, str, float, nn.Module]] = []
         self._take_over(model, "")
 
     def _take_over(self, module: nn.Module, prefix: str) -> None:
@@ -91,7 +93,7 @@ class PairedLayers:
             if _takes_row_scale(child, name in self.flattened):
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
                 if not child.disable_adapters:
-                    self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
+                    self.scaled += [(child, a, child.scaling[a], child.lora_A[a]) for a in active]
             elif is_adapted(child):
                 halved = HalvedLayer(child, path)
                 self.halved.append(halved)
@@ -106,12 +108,12 @@ class PairedLayers:
         if batch == self.batch:
             return
         scales: dict[tuple, Tensor] = {}
-        for layer, adapter, scaling, weight in self.scaled:
-            key = (scaling, weight.dtype, weight.device)
+        for layer, adapter, scaling, matrix in self.scaled:
+            key = (scaling, matrix.weight.dtype, device_of(matrix))
             if key not in scales:
                 # y + s * B(A(x)) with s = 0 is y exactly
                 with torch.inference_mode(False):  # the scale stays, and a training step may be next
-                    scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
+                    scale = torch.zeros(2 * batch, 1, 1, dtype=key[1], device=key[2])
                     scale[batch:] = scaling
                 scales[key] = scale
             layer.scaling[adapter] = scales[key]

@@ -12,13 +12,14 @@ from transformers import GenerationMixin, PreTrainedModel
 from svdecode.common.versions import warn_untested
 from svdecode.constants import Direction
 from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
+from svdecode.models.bindings import check_bindings
 from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers
-from svdecode.models.shared_weights import share_weights
-from svdecode.models.steered_class import steered_class
+from svdecode.models.shared_weights import device_of, share_weights, uncompiled
+from svdecode.models.steered_class import steered_around
 from svdecode.models.steered_model import SteeredModel
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.setting import Setting
@@ -48,8 +49,9 @@ def steer(
 
     The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
     as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (a forward in the middle
-    of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer. To move or convert the weights,
-    move or convert `model` and steer it again. `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
+    of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer.
+
+    `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
 
     Args:
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
@@ -76,7 +78,9 @@ def steer(
         raise ValueError("model is steered already: assign to its settings, or steer the model that it was made of")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    model, pretrained = cast(Any, uncompiled(model)), cast(Any, uncompiled(pretrained))
     ft = causal_lm_of(model)
+    check_bindings(ft)
     others = _other_models(ft, model, pretrained)
     # Models that are made of one tree of weights, with or without the adapter, can share a forward.
     own = pretrained is None or pretrained is model
@@ -84,8 +88,7 @@ def steer(
     settings = _settings(model, mu, alpha, penalty, direction)
     exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
 
-    steered: Any = share_weights(ft)
-    steered.__class__ = steered_class(type(ft))
+    steered = steered_around(cast(PreTrainedModel, share_weights(ft)))
     steered.generation_config = copy.deepcopy(ft.generation_config)
     steered.settings = settings
     steered.mode, steered.row_steps, steered.skipped_row_steps = exact, 0, 0
@@ -120,6 +123,7 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
         raise ValueError(f"pretrained must be a model or a pair (expert, anti_expert), got {len(pretrained)} models")
     size = ft.config.get_text_config().vocab_size
     for other in others:
+        check_bindings(other, "pretrained")
         if other.config.get_text_config().vocab_size != size:
             raise ValueError(
                 "model and pretrained have different vocabularies: "
@@ -148,9 +152,9 @@ def _exact_mode(
     why = None
     if penalty != -math.inf:
         why = f"penalty=-inf, got {penalty}: with a finite one the pre-trained model changes every step"
-    elif any(other.device != ft.device for other in others):
-        devices = ", ".join(str(other.device) for other in others)
-        why = f"all models on one device, got {ft.device} and {devices}: use mode='two_pass'"
+    elif any(device_of(other) != device_of(ft) for other in others):
+        devices = ", ".join(str(device_of(other)) for other in others)
+        why = f"all models on one device, got {device_of(ft)} and {devices}: use mode='two_pass'"
     elif any(LazyCache.why_not(other) for other in others):
         why = next(LazyCache.why_not(other) for other in others)
     if mode == "lazy" and why:
