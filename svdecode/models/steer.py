@@ -21,6 +21,7 @@ from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.shared_weights import device_of, share_weights, uncompiled
 from svdecode.models.steered_class import steered_around
 from svdecode.models.steered_model import SteeredModel
+from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.setting import Setting
 from svdecode.strength.calibration import Calibration, saved_calibration
@@ -50,6 +51,10 @@ def steer(
     The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
     as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (a forward in the middle
     of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer.
+
+    It follows what is written into the tensors that it shares, as training and peft's hotswap do. It follows no other change of
+    `model` or `pretrained`, and its next forward raises RuntimeError: merging, disabling, another active adapter or scale,
+    replaced modules or parameters, weights that were moved or converted. Undo it, or steer the model again.
 
     `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
 
@@ -97,6 +102,8 @@ def steer(
     steered._same_layers = own
     steered._virtual_tokens = VirtualTokens(model) if prompted and isinstance(model, PeftModel) else None
     steered._paired_layers = PairedLayers(steered) if exact == "paired" and pretrained is None else None
+    given = pretrained if isinstance(pretrained, tuple | list) else [pretrained]
+    steered.__dict__["_unchanged"] = Unchanged(model, *(other for other in given if other is not None))
     for tree in (steered, *steered._others):
         use_few_rows(tree)
     return steered.eval()

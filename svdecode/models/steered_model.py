@@ -36,6 +36,7 @@ from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.settings import Settings
 from svdecode.models.shared_weights import device_of
 from svdecode.models.steered_cache import check_empty, companion_of, extend
+from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.fused_steer import fused_steer
 
@@ -61,6 +62,7 @@ class SteeredModel(Settings, BorrowedWeights):
     skipped_row_steps: int
     _inner: PreTrainedModel  # the adapted model, over the same modules (`steered_around`)
     _others: list[PreTrainedModel]  # the pre-trained model; or an expert and an anti-expert
+    _unchanged: Unchanged
     _same_layers: bool  # whether the others' caches have the layers of this model's
     _paired_layers: PairedLayers | None  # None where one model is on both sides
     _virtual_tokens: VirtualTokens | None
@@ -93,6 +95,7 @@ class SteeredModel(Settings, BorrowedWeights):
 
     def generate(self, inputs: Tensor | None = None, *arguments: Any, **keywords: Any) -> Any:
         """The model's own `generate()`, from the steered distribution."""
+        self._unchanged.check()
         keywords = with_cache_name(keywords)
         ids = inputs if inputs is not None else keywords.get("input_ids")
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
@@ -115,6 +118,8 @@ class SteeredModel(Settings, BorrowedWeights):
             raise ValueError("logits_to_keep must be a number, got a tensor")
         own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
         length = rows_of(inputs).shape[1]
+        if not torch.compiler.is_compiling():  # generate() has checked
+            self._unchanged.check()
         with self._only_here():
             cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
             other = inputs
