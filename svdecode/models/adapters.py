@@ -21,6 +21,7 @@ _UNSUPPORTED = {
     "SHADOW": "it replaces the hidden states that pass between layers",
     "XLORA": "it runs a forward of its own to choose among adapters",
 }
+_SPLIT_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
@@ -40,34 +41,52 @@ def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def _what_changed_the_model(config: PeftConfig) -> str | None:
+    """The setting with which an adapter changes the weights or layers that it is put on; None for most adapters.
+
+    peft makes an ordinary adapter of the first kind with `save_pretrained(path_initial_model_for_weight_conversion=)`.
+    """
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.lower().startswith(_SPLIT_WEIGHTS):
+        return f"init_lora_weights={init!r}, which takes the adapter's start out of the weights"
+    if getattr(config, "kasa_config", None) is not None:
+        return "kasa_config, which cuts the weights' rank"
+    if getattr(config, "layer_replication", None):
+        return "layer_replication, which repeats layers"
+    if getattr(config, "bias", "none") != "none":
+        return f"bias={config.bias!r}, which trains the model's own biases"
+    return None
+
+
 def is_prompt_learning(model: PeftModel) -> bool:
     """Whether the active adapter is virtual tokens and not weights inside the model."""
     return model.active_peft_config.is_prompt_learning
 
 
-def active_configs(model: object) -> list[PeftConfig]:
-    """The configs of a model's active adapters, which peft or transformers put into it."""
-    known = getattr(model, "peft_config", None)
-    if not known:
-        return []
-    names = model.active_adapters
-    names = names() if callable(names) else names  # a property of peft, a method of transformers
-    return [known[name] for name in names if name in known]
+def active_adapters(model: object) -> list[str]:
+    """The names of a model's active adapters, which peft or transformers put into it."""
+    if isinstance(model, PeftModel):
+        return list(model.active_adapters)
+    layers = adapter_layers(model) if isinstance(model, nn.Module) else []
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def check_adapter(model: object) -> None:
     """Raise ValueError unless the pre-trained model can be recovered from `model` exactly."""
-    for config in active_configs(model):
+    known: dict[str, PeftConfig] = getattr(model, "peft_config", None) or {}
+    for name, config in known.items():
+        why = _what_changed_the_model(config)  # an adapter that is not active has changed it too
+        if why is not None:
+            raise ValueError(
+                f"the adapter {name!r} was made with {why}, so that what lies under it is not the pre-trained model: load that "
+                "once more, and pass it as pretrained="
+            )
+    for config in (known[name] for name in active_adapters(model) if name in known):
         if config.peft_type.value in _UNSUPPORTED:
             why = _UNSUPPORTED[config.peft_type.value]
             raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
         if getattr(config, "alora_invocation_tokens", None):
             raise ValueError("activated LoRA is not supported: peft looks for its invocation tokens outside the model")
-        if getattr(config, "bias", "none") != "none":
-            raise ValueError(
-                f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
-                "Pass the pre-trained model as pretrained="
-            )
     if isinstance(model, PeftModel) and is_prompt_learning(model):
         return
     layers = adapter_layers(model) if isinstance(model, nn.Module) else []

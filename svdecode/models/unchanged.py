@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from svdecode.models.adapters import active_adapters
 from svdecode.models.shared_weights import hooks_of
 
 _OF_A_LAYER = ("_active_adapter", "_disable_adapters", "merged_adapters")
@@ -119,6 +120,4 @@ def _has_parameters(module: nn.Module | None) -> bool:
 
 def _idle_adapters(model: nn.Module) -> set[str]:
     """Names of adapters that are not active: nothing depends on them."""
-    known = getattr(model, "peft_config", None) or {}
-    names = getattr(model, "active_adapters", []) if known else []
-    return set(known) - set(names() if callable(names) else names)
+    return set(getattr(model, "peft_config", None) or {}) - set(active_adapters(model))
