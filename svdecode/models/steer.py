@@ -11,14 +11,14 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from svdecode.common.versions import warn_untested
 from svdecode.constants import Direction
-from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
-from svdecode.models.bindings import check_bindings
+from svdecode.models.adapters import adapter_fingerprint, check_adapter, is_prompt_learning, pretrained_of
 from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers
-from svdecode.models.shared_weights import device_of, share_weights, uncompiled
+from svdecode.models.shared_weights import device_of, uncompiled
+from svdecode.models.sides import sides_of
 from svdecode.models.steered_class import steered_around
 from svdecode.models.steered_model import SteeredModel
 from svdecode.models.unchanged import Unchanged
@@ -26,6 +26,7 @@ from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.setting import Setting
 from svdecode.strength.calibration import Calibration, saved_calibration
 
+Other = PeftModel | PreTrainedModel | tuple[PeftModel, str]
 Mode = Literal["auto", "paired", "lazy", "two_pass"]
 MODES = get_args(Mode)
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 def steer(
     model: PeftModel | PreTrainedModel,
     *,
-    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None = None,
+    pretrained: Other | tuple[Other, Other] | None = None,
     mu: float | Calibration | None = None,
     alpha: float | None = None,
     penalty: float | None = None,
@@ -62,7 +63,8 @@ def steer(
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
         pretrained: the other model, with the same vocabulary; left out, it is what lies under the adapter. `model` itself
             serves classifier-free guidance, with `pretrained_input_ids` (see `SteeredModel`). A pair (expert, anti_expert)
-            makes the direction that of these two, applied to `model`: proxy tuning, DExperts.
+            makes the direction that of these two, applied to `model`: proxy tuning, DExperts. Each may be a PeftModel, also
+            over one base, and that base itself; `(peft_model, "adapter name")` stands for one of its adapters.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
             A calibration holds for the adapter, the alpha and the direction that it was made with.
@@ -84,16 +86,19 @@ def steer(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     model, pretrained = cast(Any, uncompiled(model)), cast(Any, uncompiled(pretrained))
-    ft = causal_lm_of(model)
-    check_bindings(ft)
-    others = _other_models(ft, model, pretrained)
+    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    if pretrained is None or prompted:
+        check_adapter(model)
+    sides = sides_of(model, pretrained)
+    ft = sides[0].copy()
+    others = [pretrained_of(ft)] if pretrained is None else [side.copy() for side in sides[1:]]
+    others = [other.eval() for other in others]
     # Models that are made of one tree of weights, with or without the adapter, can share a forward.
     own = pretrained is None or pretrained is model
-    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     settings = _settings(model, mu, alpha, penalty, direction)
     exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
 
-    steered = steered_around(cast(PreTrainedModel, share_weights(ft)))
+    steered = steered_around(ft)
     steered.generation_config = copy.deepcopy(ft.generation_config)
     steered.settings = settings
     steered.mode, steered.row_steps, steered.skipped_row_steps = exact, 0, 0
@@ -102,41 +107,12 @@ def steer(
     steered._same_layers = own
     steered._virtual_tokens = VirtualTokens(model) if prompted and isinstance(model, PeftModel) else None
     steered._paired_layers = PairedLayers(steered) if exact == "paired" and pretrained is None else None
-    given = pretrained if isinstance(pretrained, tuple | list) else [pretrained]
-    steered.__dict__["_unchanged"] = Unchanged(model, *(other for other in given if other is not None))
+    steered.__dict__["_unchanged"] = Unchanged(
+        *(side.given for side in sides), used={name for side in sides for name in side.adapters or ()}
+    )
     for tree in (steered, *steered._others):
         use_few_rows(tree)
     return steered.eval()
-
-
-def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> list[PreTrainedModel]:
-    if pretrained is None:
-        check_adapter(model)
-        return [pretrained_of(ft).eval()]
-    if isinstance(model, PeftModel) and is_prompt_learning(model):
-        check_adapter(model)
-    for other in pretrained if isinstance(pretrained, tuple | list) else [pretrained]:
-        if isinstance(other, PeftModel) and is_prompt_learning(other) and other is not model:
-            raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
-        if other is not model and causal_lm_of(other, "pretrained") is ft:
-            raise ValueError(
-                "pretrained is the model under the adapter, into which peft has put the adapter: leave pretrained out"
-            )
-    if not isinstance(pretrained, tuple | list):
-        others = [causal_lm_of(pretrained, "pretrained")]
-    elif len(pretrained) == 2:
-        others = [causal_lm_of(other, f"pretrained[{i}]") for i, other in enumerate(pretrained)]
-    else:
-        raise ValueError(f"pretrained must be a model or a pair (expert, anti_expert), got {len(pretrained)} models")
-    size = ft.config.get_text_config().vocab_size
-    for other in others:
-        check_bindings(other, "pretrained")
-        if other.config.get_text_config().vocab_size != size:
-            raise ValueError(
-                "model and pretrained have different vocabularies: "
-                f"{size} and {other.config.get_text_config().vocab_size}"
-            )
-    return [cast(PreTrainedModel, share_weights(other).eval()) for other in others]
 
 
 def _exact_mode(

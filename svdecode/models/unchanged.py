@@ -34,8 +34,8 @@ _WHAT = {
 class Unchanged:
     """The state of some models, to compare with what it is later."""
 
-    def __init__(self, *models: nn.Module) -> None:
-        """Remember the state of all modules of these models."""
+    def __init__(self, *models: nn.Module, used: set[str] = frozenset()) -> None:
+        """Remember the state of all modules of these models; `used` are adapters that count although they are not active."""
         # Entry i: the dictionary holders[i] had values[i] under keys[i], which is part of where[i] and was equal to before[i].
         self._holders: list[dict] = []
         self._keys: list[str] = []
@@ -45,7 +45,7 @@ class Unchanged:
         self._weights: list[tuple[Tensor, torch.dtype, torch.device]] = []
         seen: set[int] = set()
         for model in models:
-            idle = _idle_adapters(model)
+            idle = _idle_adapters(model) - used
             weight = next(model.parameters())
             self._weights.append((weight, weight.dtype, weight.device))
             for path, module in model.named_modules():
