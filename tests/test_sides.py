@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import left_padded, randomise, tiny_llama, tiny_lora, tiny_prompt
+from tiny import batches, left_padded, randomise, tiny_llama, tiny_lora, tiny_prompt
 
 import svdecode
 
@@ -138,3 +138,23 @@ def test_one_that_changed_the_shared_weights_is_refused():
     merged.merge_adapter()
     with pytest.raises(ValueError, match="merged"):
         svdecode.steer(large, pretrained=(merged, merged.get_base_model()), mu=1.0)
+
+
+def test_a_strength_of_an_adapter_is_not_one_of_two_models():
+    adapter = tiny_lora()
+    found = svdecode.calibrate(adapter, batches(), progress=False)
+    with pytest.raises(ValueError, match=r"calibrated for an adapter .*calibrate these models, or pass a number"):
+        svdecode.steer(tiny_llama(seed=1), pretrained=tiny_llama(seed=2), mu=found)
+    plain = svdecode.calibrate(tiny_llama(seed=1), batches(), pretrained=tiny_llama(seed=2), progress=False)
+    assert svdecode.steer(tiny_llama(seed=1), pretrained=tiny_llama(seed=2), mu=plain).mu == plain.mu
+    assert svdecode.steer(adapter, mu=found).mu == found.mu
+
+
+def test_a_strength_that_float32_cannot_hold_is_refused():
+    for mu in (1e39, -1e300):
+        with pytest.raises(ValueError, match="mu must be a float32 number"):
+            svdecode.steer(tiny_lora(), mu=mu)
+    steered = svdecode.steer(tiny_lora(), mu=1.0)
+    with pytest.raises(ValueError, match="mu must be a float32 number"):
+        steered.mu = 1e39
+    assert steered.mu == 1.0

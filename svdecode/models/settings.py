@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from svdecode.ops.setting import Setting
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def _part(name: str) -> property:
@@ -25,7 +29,10 @@ class Settings:
 
     @settings.setter
     def settings(self, value: Setting) -> None:
-        self.__dict__["_settings"] = Setting(*value).check()
+        setting = Setting(*value).check()
+        if abs(setting.mu) > _LARGEST:
+            raise ValueError(f"mu must be a float32 number, at most {_LARGEST:.4g}, got {setting.mu:.4g}")
+        self.__dict__["_settings"] = setting
 
     mu = _part("mu")
     alpha = _part("alpha")
