@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftMixedModel, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,8 +27,14 @@ _SPLIT_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
     """The transformers model inside a PeftModel, or the model itself; uncompiled."""
     model = uncompiled(model)
+    if isinstance(model, PeftMixedModel | BaseTuner):
+        model = uncompiled(model.model)
     if isinstance(model, PeftModel):
         model = uncompiled(model.get_base_model())
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"{name} is a PeftModel inside a PeftModel: put both adapters on one model with load_adapter() or add_adapter()"
+            )
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise TypeError(
             f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"

@@ -37,5 +37,10 @@ class BorrowedWeights(nn.Module):
             "a steered model keeps the adapter and the embeddings that it was made with: change the model, and steer it again"
         )
 
+    def _no_blocks(self, *_: object, **__: object) -> Any:
+        """Raise ValueError: what batches continuously has a cache of its own, of one model."""
+        raise ValueError("continuous batching keeps a cache of one model: use generate() with left-padded prompts")
+
+    generate_batch = init_continuous_batching = continuous_batching_context_manager = _no_blocks
     add_adapter = load_adapter = set_adapter = delete_adapter = _change
     enable_adapters = disable_adapters = resize_token_embeddings = _change

@@ -25,9 +25,12 @@ class FewRowsLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         if (
-            x.numel() <= MAX_ROWS.get(x.dtype, 0) * weight.shape[1]
+            x.dim() > 0
+            and x.shape[-1] == weight.shape[1]
+            and (bias is None or bias.dtype == x.dtype)
+            and x.numel() <= MAX_ROWS.get(x.dtype, 0) * weight.shape[1]
             and weight.dtype == x.dtype
             and x.device.type == weight.device.type == "cpu"
             and not torch.is_grad_enabled()
@@ -38,7 +41,7 @@ class FewRowsLinear(nn.Linear):
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         ):
-            return torch.ops.svdecode_compiled.few_rows_linear(x, weight, self.bias)
+            return torch.ops.svdecode_compiled.few_rows_linear(x, weight, bias)
         return super().forward(x)
 
 

@@ -18,6 +18,27 @@ from svdecode.models.shared_weights import device_of
 _FLATTENED = {"opt": ("fc1", "fc2")}
 
 
+_MIXED = (
+    "{} is given {} rows and not {}: this model mixes the rows of a batch, and pre-trained and adapted rows cannot share one "
+    "forward. Use mode='two_pass'"
+)
+
+
+class ScaledLayer(LoraLinear):
+    """Plain LoRA with a scale for each row, (2B, 1, 1); the class of an existing layer is changed to it."""
+
+    paired_rows: int
+
+    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+        """(2B, T, in) to (2B, T, out); of a model with more axes, (2B, ..., in) to (2B, ..., out)."""
+        if x.dim() == 3 and x.shape[0] in (self.paired_rows, 1):  # 1: the same for all rows
+            return super().forward(x, *arguments, **keywords)
+        if x.shape[0] != self.paired_rows:
+            raise RuntimeError(_MIXED.format("a layer with LoRA", x.shape[0], self.paired_rows))
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        return super().forward(rows, *arguments, **keywords).reshape(*x.shape[:-1], -1)
+
+
 class HalvedLayer(nn.Module):
     """An adapter layer whose base layer alone computes the first half of the rows."""
 
@@ -36,10 +57,7 @@ class HalvedLayer(nn.Module):
     def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
         """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
         if x.shape[0] not in (2 * self.batch, self.tokens):
-            raise RuntimeError(
-                f"{self.name} is given {x.shape[0]} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
-                "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
-            )
+            raise RuntimeError(_MIXED.format(self.name, x.shape[0], 2 * self.batch))
         half = x.shape[0] // 2
         base = self.base(x[:half], *arguments, **keywords)
         return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
@@ -68,6 +86,7 @@ def _takes_row_scale(layer: nn.Module, flattened: bool) -> bool:
     """Whether the layer is plain LoRA on a linear layer: no DoRA or other variant, no trained bias."""
     return (
         type(layer) is LoraLinear
+        and not is_adapted(layer.base_layer)  # whose own adapter a scale of 0 would leave on the base rows
         and not flattened
         and not any(layer.use_dora.values())
         and not any(getattr(layer, "lora_variant", {}).values())
@@ -83,6 +102,7 @@ class PairedLayers:
         self.batch = self.tokens = 0
         self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
+        self.layers: list[ScaledLayer] = []
         # (layer, adapter, its scale, the layer's first matrix)
         self.scaled: list[tuple[LoraLinear, str, float, nn.Module]] = []
         self._take_over(model, "")
@@ -91,7 +111,10 @@ class PairedLayers:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             if _takes_row_scale(child, name in self.flattened):
+                child.__class__ = ScaledLayer
+                child.paired_rows = 0
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
+                self.layers.append(child)
                 if not child.disable_adapters:
                     self.scaled += [(child, a, child.scaling[a], child.lora_A[a]) for a in active]
             elif is_adapted(child):
@@ -107,6 +130,8 @@ class PairedLayers:
             layer.batch, layer.tokens = batch, 2 * batch * length if self.flattened else 2 * batch
         if batch == self.batch:
             return
+        for layer in self.layers:
+            layer.paired_rows = 2 * batch
         scales: dict[tuple, Tensor] = {}
         for layer, adapter, scaling, matrix in self.scaled:
             key = (scaling, matrix.weight.dtype, device_of(matrix))

@@ -23,6 +23,7 @@ from svdecode.models.adapters import (
 from svdecode.models.bindings import check_bindings
 from svdecode.models.paired_layers import is_adapted
 from svdecode.models.shared_weights import share_weights, uncompiled
+from svdecode.models.steered_model import SteeredModel
 
 
 @dataclass
@@ -84,7 +85,8 @@ def _is_named(value: object) -> bool:
 def _side(name: str, value: object) -> Side:
     if not _is_named(value):
         value = uncompiled(value)
-        causal_lm_of(value, name)
+        if isinstance(causal_lm_of(value, name), SteeredModel):
+            raise ValueError(f"{name} is steered already, or holds a steered model: give the model that it was made of")
         return Side(name, cast(PreTrainedModel, value), None)
     model, adapter = uncompiled(cast(tuple, value)[0]), cast(tuple, value)[1]
     if not isinstance(model, PeftModel) or adapter not in model.peft_config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from peft import PeftModel
@@ -29,6 +30,8 @@ from svdecode.strength.calibration import Calibration, saved_calibration
 Other = PeftModel | PreTrainedModel | tuple[PeftModel, str]
 Mode = Literal["auto", "paired", "lazy", "two_pass"]
 MODES = get_args(Mode)
+# num_experts, num_local_experts, n_routed_experts, moe_num_experts, and not num_experts_per_tok
+_EXPERTS = re.compile(r"(moe_)?(num|n)(_[a-z]+)?_experts")
 
 
 if TYPE_CHECKING:
@@ -148,7 +151,9 @@ def _exact_mode(
 def _mixes_rows(model: PreTrainedModel) -> bool:
     """Whether the model routes single tokens, out of their rows, to experts."""
     config = model.config.get_text_config(decoder=True)
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    counts = (vars(part) for part in (config, getattr(config, "ffn_config", None)) if part is not None)
+    named = any(value for part in counts for name, value in part.items() if _EXPERTS.fullmatch(name))
+    return named or any(path.endswith(".experts") for path, _ in model.named_modules())
 
 
 def _settings(
