@@ -26,7 +26,10 @@ SMALL = {
     "eos_token_id": 1, "bos_token_id": 2,
 }  # fmt: skip
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-EXPERTS = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_num_shared_experts": 1}
+EXPERTS = {
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_num_shared_experts": 1},
+    "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+}
 SHARED_KEYS = {
     "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
     "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2,
@@ -58,10 +61,9 @@ def test_latent_attention_whose_projection_sees_more_axes(kind, mode):
     assert_halves(adapted(tiny(kind, **LATENT), lora), mode)
 
 
-def test_experts_by_other_names():
-    model = adapted(
-        tiny("ernie4_5_moe", **EXPERTS), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_by_other_names(kind):
+    model = adapted(tiny(kind, **EXPERTS[kind]), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="without experts"):
         svdecode.steer(model, mu=1.0, mode="paired")
     assert svdecode.steer(model, mu=1.0).mode == "lazy"

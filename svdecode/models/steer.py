@@ -90,9 +90,9 @@ def steer(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     model, pretrained = cast(Any, uncompiled(model)), cast(Any, uncompiled(pretrained))
     prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    sides = sides_of(model, pretrained)
     if pretrained is None or prompted:
         check_adapter(model)
-    sides = sides_of(model, pretrained)
     ft = sides[0].copy()
     others = [pretrained_of(ft)] if pretrained is None else [side.copy() for side in sides[1:]]
     others = [other.eval() for other in others]
