@@ -25,12 +25,9 @@ class FewRowsLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        weight, bias = self.weight, self.bias
+        weight = self.weight
         if (
-            x.dim() > 0
-            and x.shape[-1] == weight.shape[1]
-            and (bias is None or bias.dtype == x.dtype)
-            and x.numel() <= MAX_ROWS.get(x.dtype, 0) * weight.shape[1]
+            x.numel() <= MAX_ROWS.get(x.dtype, 0) * weight.shape[1]
             and weight.dtype == x.dtype
             and x.device.type == weight.device.type == "cpu"
             and not torch.is_grad_enabled()
@@ -41,7 +38,10 @@ class FewRowsLinear(nn.Linear):
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         ):
-            return torch.ops.svdecode_compiled.few_rows_linear(x, weight, bias)
+            try:
+                return torch.ops.svdecode_compiled.few_rows_linear(x, weight, self.bias)
+            except RuntimeError:  # another width, or a bias of another dtype: torch says it in its own words
+                return super().forward(x)
         return super().forward(x)
 
 
