@@ -104,6 +104,16 @@ def test_both_halves_are_exact(name, mode):
     assert_halves(of_type(name), mode)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in TUNERS if name not in REFUSED])
+def test_what_lies_under_the_adapter_is_the_pretrained_model(name):
+    """Also after the adapted model has run by itself, which steering is not told of."""
+    ids, model = left_padded()[0][:1], of_type(name)
+    steered = svdecode.steer(model, mu=1.0)
+    model(input_ids=ids)
+    torch.testing.assert_close(steered.pair_logits(input_ids=ids)[0], tiny_llama()(ids).logits, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", LORA)
 def test_both_halves_of_every_kind_of_lora(variant, mode):

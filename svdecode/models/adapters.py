@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftMixedModel, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
 from svdecode.models.paired_layers import without_adapter
-from svdecode.models.shared_weights import share_weights
+from svdecode.models.shared_weights import share_weights, uncompiled
 
 _UNSUPPORTED = {
     "LILY": "its router averages over all tokens of a batch, so that a cached step gives other numbers than a whole forward",
@@ -21,12 +21,20 @@ _UNSUPPORTED = {
     "SHADOW": "it replaces the hidden states that pass between layers",
     "XLORA": "it runs a forward of its own to choose among adapters",
 }
+_SPLIT_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def causal_lm_of(model: object, name: str = "model") -> PreTrainedModel:
-    """The transformers model inside a PeftModel, or the model itself."""
+    """The transformers model inside a PeftModel, or the model itself; uncompiled."""
+    model = uncompiled(model)
+    if isinstance(model, PeftMixedModel | BaseTuner):
+        model = uncompiled(model.model)
     if isinstance(model, PeftModel):
-        model = model.get_base_model()
+        model = uncompiled(model.get_base_model())
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"{name} is a PeftModel inside a PeftModel: put both adapters on one model with load_adapter() or add_adapter()"
+            )
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise TypeError(
             f"{name} must be a PeftModel or a causal language model of transformers, got {type(model).__name__}"
@@ -39,34 +47,52 @@ def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def _what_changed_the_model(config: PeftConfig) -> str | None:
+    """The setting with which an adapter changes the weights or layers that it is put on; None for most adapters.
+
+    peft makes an ordinary adapter of the first kind with `save_pretrained(path_initial_model_for_weight_conversion=)`.
+    """
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str) and init.lower().startswith(_SPLIT_WEIGHTS):
+        return f"init_lora_weights={init!r}, which takes the adapter's start out of the weights"
+    if getattr(config, "kasa_config", None) is not None:
+        return "kasa_config, which cuts the weights' rank"
+    if getattr(config, "layer_replication", None):
+        return "layer_replication, which repeats layers"
+    if getattr(config, "bias", "none") != "none":
+        return f"bias={config.bias!r}, which trains the model's own biases"
+    return None
+
+
 def is_prompt_learning(model: PeftModel) -> bool:
     """Whether the active adapter is virtual tokens and not weights inside the model."""
     return model.active_peft_config.is_prompt_learning
 
 
-def active_configs(model: object) -> list[PeftConfig]:
-    """The configs of a model's active adapters, which peft or transformers put into it."""
-    known = getattr(model, "peft_config", None)
-    if not known:
-        return []
-    names = model.active_adapters
-    names = names() if callable(names) else names  # a property of peft, a method of transformers
-    return [known[name] for name in names if name in known]
+def active_adapters(model: object) -> list[str]:
+    """The names of a model's active adapters, which peft or transformers put into it."""
+    if isinstance(model, PeftModel):
+        return list(model.active_adapters)
+    layers = adapter_layers(model) if isinstance(model, nn.Module) else []
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def check_adapter(model: object) -> None:
     """Raise ValueError unless the pre-trained model can be recovered from `model` exactly."""
-    for config in active_configs(model):
+    known: dict[str, PeftConfig] = getattr(model, "peft_config", None) or {}
+    for name, config in known.items():
+        why = _what_changed_the_model(config)  # an adapter that is not active has changed it too
+        if why is not None:
+            raise ValueError(
+                f"the adapter {name!r} was made with {why}, so that what lies under it is not the pre-trained model: load that "
+                "once more, and pass it as pretrained="
+            )
+    for config in (known[name] for name in active_adapters(model) if name in known):
         if config.peft_type.value in _UNSUPPORTED:
             why = _UNSUPPORTED[config.peft_type.value]
             raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")
         if getattr(config, "alora_invocation_tokens", None):
             raise ValueError("activated LoRA is not supported: peft looks for its invocation tokens outside the model")
-        if getattr(config, "bias", "none") != "none":
-            raise ValueError(
-                f"the adapter has bias={config.bias!r}: it trained the pre-trained model's own biases, which are gone. "
-                "Pass the pre-trained model as pretrained="
-            )
     if isinstance(model, PeftModel) and is_prompt_learning(model):
         return
     layers = adapter_layers(model) if isinstance(model, nn.Module) else []
@@ -89,8 +115,12 @@ def adapter_fingerprint(model: object) -> str | None:
     """SHA-256 of the active adapter's weights, which names an adapter wherever it lies; None without an adapter."""
     if not isinstance(model, PeftModel):
         return None
-    digest = hashlib.sha256()
     weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    if any(tensor.is_meta for tensor in weights.values()):
+        raise ValueError(
+            "the adapter's weights are offloaded, so that no calibration can be found for it: pass a number as mu"
+        )
+    digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

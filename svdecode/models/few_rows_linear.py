@@ -38,7 +38,10 @@ class FewRowsLinear(nn.Linear):
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         ):
-            return torch.ops.svdecode_compiled.few_rows_linear(x, weight, self.bias)
+            try:
+                return torch.ops.svdecode_compiled.few_rows_linear(x, weight, self.bias)
+            except RuntimeError:  # another width, or a bias of another dtype: torch says it in its own words
+                return super().forward(x)
         return super().forward(x)
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from svdecode.models.buffered_cache import buffered_cache, keeps_keys_and_values
 from svdecode.models.forward_inputs import CACHE, last_logits, takes_positions
+from svdecode.models.shared_weights import device_of
 
 ROOM = 64
 
@@ -68,12 +69,13 @@ class LazyCache:
         total = self.ids.shape[1]
         start = min(int(self.seen[rows].min()), total - last)
         everything = len(rows) == len(self.ids)
-        chosen = None if everything else rows.to(model.device)
+        device = device_of(model)
+        chosen = None if everything else rows.to(device)
         for layer in self.cache.layers:
             layer.rows, layer.start, layer.held_rows = chosen, start, len(self.ids)
 
         def of_rows(values: Tensor) -> Tensor:
-            return (values if everything else values[rows.to(values.device)]).to(model.device)
+            return (values if everything else values[rows.to(values.device)]).to(device)
 
         extra = {"position_ids": of_rows(self.positions)[:, start:]} if takes_positions(model) else {}
         if mask is not None:

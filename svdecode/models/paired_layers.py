@@ -12,8 +12,31 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from svdecode.models.shared_weights import device_of
+
 # Layers that get (rows x tokens, features), by the type of the model.
 _FLATTENED = {"opt": ("fc1", "fc2")}
+
+
+_MIXED = (
+    "{} is given {} rows and not {}: this model mixes the rows of a batch, and pre-trained and adapted rows cannot share one "
+    "forward. Use mode='two_pass'"
+)
+
+
+class ScaledLayer(LoraLinear):
+    """Plain LoRA with a scale for each row, (2B, 1, 1); the class of an existing layer is changed to it."""
+
+    paired_rows: int
+
+    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+        """(2B, T, in) to (2B, T, out); of a model with more axes, (2B, ..., in) to (2B, ..., out)."""
+        if x.dim() == 3 and x.shape[0] in (self.paired_rows, 1):  # 1: the same for all rows
+            return super().forward(x, *arguments, **keywords)
+        if x.shape[0] != self.paired_rows:
+            raise RuntimeError(_MIXED.format("a layer with LoRA", x.shape[0], self.paired_rows))
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        return super().forward(rows, *arguments, **keywords).reshape(*x.shape[:-1], -1)
 
 
 class HalvedLayer(nn.Module):
@@ -34,10 +57,7 @@ class HalvedLayer(nn.Module):
     def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
         """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
         if x.shape[0] not in (2 * self.batch, self.tokens):
-            raise RuntimeError(
-                f"{self.name} is given {x.shape[0]} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
-                "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
-            )
+            raise RuntimeError(_MIXED.format(self.name, x.shape[0], 2 * self.batch))
         half = x.shape[0] // 2
         base = self.base(x[:half], *arguments, **keywords)
         return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
@@ -66,6 +86,7 @@ def _takes_row_scale(layer: nn.Module, flattened: bool) -> bool:
     """Whether the layer is plain LoRA on a linear layer: no DoRA or other variant, no trained bias."""
     return (
         type(layer) is LoraLinear
+        and not is_adapted(layer.base_layer)  # whose own adapter a scale of 0 would leave on the base rows
         and not flattened
         and not any(layer.use_dora.values())
         and not any(getattr(layer, "lora_variant", {}).values())
@@ -81,17 +102,21 @@ class PairedLayers:
         self.batch = self.tokens = 0
         self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
-        # (layer, adapter, its scale, a weight of its dtype and device)
-        self.scaled: list[tuple[LoraLinear, str, float, Tensor]] = []
+        self.layers: list[ScaledLayer] = []
+        # (layer, adapter, its scale, the layer's first matrix)
+        self.scaled: list[tuple[LoraLinear, str, float, nn.Module]] = []
         self._take_over(model, "")
 
     def _take_over(self, module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             if _takes_row_scale(child, name in self.flattened):
+                child.__class__ = ScaledLayer
+                child.paired_rows = 0
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
+                self.layers.append(child)
                 if not child.disable_adapters:
-                    self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
+                    self.scaled += [(child, a, child.scaling[a], child.lora_A[a]) for a in active]
             elif is_adapted(child):
                 halved = HalvedLayer(child, path)
                 self.halved.append(halved)
@@ -105,13 +130,15 @@ class PairedLayers:
             layer.batch, layer.tokens = batch, 2 * batch * length if self.flattened else 2 * batch
         if batch == self.batch:
             return
+        for layer in self.layers:
+            layer.paired_rows = 2 * batch
         scales: dict[tuple, Tensor] = {}
-        for layer, adapter, scaling, weight in self.scaled:
-            key = (scaling, weight.dtype, weight.device)
+        for layer, adapter, scaling, matrix in self.scaled:
+            key = (scaling, matrix.weight.dtype, device_of(matrix))
             if key not in scales:
                 # y + s * B(A(x)) with s = 0 is y exactly
                 with torch.inference_mode(False):  # the scale stays, and a training step may be next
-                    scale = torch.zeros(2 * batch, 1, 1, dtype=weight.dtype, device=weight.device)
+                    scale = torch.zeros(2 * batch, 1, 1, dtype=key[1], device=key[2])
                     scale[batch:] = scaling
                 scales[key] = scale
             layer.scaling[adapter] = scales[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from peft import PeftModel
@@ -11,21 +12,26 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from svdecode.common.versions import warn_untested
 from svdecode.constants import Direction
-from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
+from svdecode.models.adapters import adapter_fingerprint, check_adapter, is_prompt_learning, pretrained_of
 from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers
-from svdecode.models.shared_weights import share_weights
-from svdecode.models.steered_class import steered_class
+from svdecode.models.shared_weights import device_of, uncompiled
+from svdecode.models.sides import sides_of
+from svdecode.models.steered_class import steered_around
 from svdecode.models.steered_model import SteeredModel
+from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.setting import Setting
 from svdecode.strength.calibration import Calibration, saved_calibration
 
+Other = PeftModel | PreTrainedModel | tuple[PeftModel, str]
 Mode = Literal["auto", "paired", "lazy", "two_pass"]
 MODES = get_args(Mode)
+# num_experts, num_local_experts, n_routed_experts, moe_num_experts, and not num_experts_per_tok
+_EXPERTS = re.compile(r"(moe_)?(num|n)(_[a-z]+)?_experts")
 
 
 if TYPE_CHECKING:
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 def steer(
     model: PeftModel | PreTrainedModel,
     *,
-    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None = None,
+    pretrained: Other | tuple[Other, Other] | None = None,
     mu: float | Calibration | None = None,
     alpha: float | None = None,
     penalty: float | None = None,
@@ -48,14 +54,20 @@ def steer(
 
     The result is a transformers model of the same architecture over the same weights, in eval mode; `model` itself is left
     as it was: usable, unpatched, same `requires_grad`. Use one steered model from one thread at a time (a forward in the middle
-    of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer. To move or convert the weights,
-    move or convert `model` and steer it again. `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
+    of another thread's raises RuntimeError); `steer` once more costs some kilobytes per layer.
+
+    It follows what is written into the tensors that it shares, as training and peft's hotswap do. It follows no other change of
+    `model` or `pretrained`, and its next forward raises RuntimeError: merging, disabling, another active adapter or scale,
+    replaced modules or parameters, weights that were moved or converted. Undo it, or steer the model again.
+
+    `steered.settings` holds mu, alpha, penalty and direction, and may be assigned.
 
     Args:
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
         pretrained: the other model, with the same vocabulary; left out, it is what lies under the adapter. `model` itself
             serves classifier-free guidance, with `pretrained_input_ids` (see `SteeredModel`). A pair (expert, anti_expert)
-            makes the direction that of these two, applied to `model`: proxy tuning, DExperts.
+            makes the direction that of these two, applied to `model`: proxy tuning, DExperts. Each may be a PeftModel, also
+            over one base, and that base itself; `(peft_model, "adapter name")` stands for one of its adapters.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
             A calibration holds for the adapter, the alpha and the direction that it was made with.
@@ -76,16 +88,20 @@ def steer(
         raise ValueError("model is steered already: assign to its settings, or steer the model that it was made of")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    ft = causal_lm_of(model)
-    others = _other_models(ft, model, pretrained)
+    model, pretrained = cast(Any, uncompiled(model)), cast(Any, uncompiled(pretrained))
+    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
+    sides = sides_of(model, pretrained)
+    if pretrained is None or prompted:
+        check_adapter(model)
+    ft = sides[0].copy()
+    others = [pretrained_of(ft)] if pretrained is None else [side.copy() for side in sides[1:]]
+    others = [other.eval() for other in others]
     # Models that are made of one tree of weights, with or without the adapter, can share a forward.
     own = pretrained is None or pretrained is model
-    prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     settings = _settings(model, mu, alpha, penalty, direction)
     exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
 
-    steered: Any = share_weights(ft)
-    steered.__class__ = steered_class(type(ft))
+    steered = steered_around(ft)
     steered.generation_config = copy.deepcopy(ft.generation_config)
     steered.settings = settings
     steered.mode, steered.row_steps, steered.skipped_row_steps = exact, 0, 0
@@ -94,38 +110,12 @@ def steer(
     steered._same_layers = own
     steered._virtual_tokens = VirtualTokens(model) if prompted and isinstance(model, PeftModel) else None
     steered._paired_layers = PairedLayers(steered) if exact == "paired" and pretrained is None else None
+    steered.__dict__["_unchanged"] = Unchanged(
+        *(side.given for side in sides), used={name for side in sides for name in side.adapters or ()}
+    )
     for tree in (steered, *steered._others):
         use_few_rows(tree)
     return steered.eval()
-
-
-def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> list[PreTrainedModel]:
-    if pretrained is None:
-        check_adapter(model)
-        return [pretrained_of(ft).eval()]
-    if isinstance(model, PeftModel) and is_prompt_learning(model):
-        check_adapter(model)
-    for other in pretrained if isinstance(pretrained, tuple | list) else [pretrained]:
-        if isinstance(other, PeftModel) and is_prompt_learning(other) and other is not model:
-            raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
-        if other is not model and causal_lm_of(other, "pretrained") is ft:
-            raise ValueError(
-                "pretrained is the model under the adapter, into which peft has put the adapter: leave pretrained out"
-            )
-    if not isinstance(pretrained, tuple | list):
-        others = [causal_lm_of(pretrained, "pretrained")]
-    elif len(pretrained) == 2:
-        others = [causal_lm_of(other, f"pretrained[{i}]") for i, other in enumerate(pretrained)]
-    else:
-        raise ValueError(f"pretrained must be a model or a pair (expert, anti_expert), got {len(pretrained)} models")
-    size = ft.config.get_text_config().vocab_size
-    for other in others:
-        if other.config.get_text_config().vocab_size != size:
-            raise ValueError(
-                "model and pretrained have different vocabularies: "
-                f"{size} and {other.config.get_text_config().vocab_size}"
-            )
-    return [cast(PreTrainedModel, share_weights(other).eval()) for other in others]
 
 
 def _exact_mode(
@@ -148,9 +138,9 @@ def _exact_mode(
     why = None
     if penalty != -math.inf:
         why = f"penalty=-inf, got {penalty}: with a finite one the pre-trained model changes every step"
-    elif any(other.device != ft.device for other in others):
-        devices = ", ".join(str(other.device) for other in others)
-        why = f"all models on one device, got {ft.device} and {devices}: use mode='two_pass'"
+    elif any(device_of(other) != device_of(ft) for other in others):
+        devices = ", ".join(str(device_of(other)) for other in others)
+        why = f"all models on one device, got {device_of(ft)} and {devices}: use mode='two_pass'"
     elif any(LazyCache.why_not(other) for other in others):
         why = next(LazyCache.why_not(other) for other in others)
     if mode == "lazy" and why:
@@ -161,7 +151,9 @@ def _exact_mode(
 def _mixes_rows(model: PreTrainedModel) -> bool:
     """Whether the model routes single tokens, out of their rows, to experts."""
     config = model.config.get_text_config(decoder=True)
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    counts = (vars(part) for part in (config, getattr(config, "ffn_config", None)) if part is not None)
+    named = any(value for part in counts for name, value in part.items() if _EXPERTS.fullmatch(name))
+    return named or any(path.endswith(".experts") for path, _ in model.named_modules())
 
 
 def _settings(

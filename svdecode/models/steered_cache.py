@@ -128,7 +128,9 @@ def extend(cache: Cache, **attributes: object) -> Cache:
 def companion_of(cache: Cache, model: PreTrainedModel, same_layers: bool) -> Cache:
     """An empty cache for another model; of the kind of an empty `cache`, if the layers are the same."""
     if same_layers:
-        companion = copy.deepcopy(cache)
+        # An offloaded cache has a stream to fetch with, which cannot be copied and may serve both.
+        streams = {id(value): value for value in vars(cache).values() if isinstance(value, torch.Stream)}
+        companion = copy.deepcopy(cache, streams)
         if isinstance(companion, SteeredCache):  # extended before it was emptied
             companion.__class__ = type(companion).__bases__[1]
         return companion

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -41,5 +43,30 @@ def _forward_of(cls: type[PreTrainedModel]):
 
 @functools.cache
 def steered_class(cls: type[PreTrainedModel]) -> type:
-    """The class of the model's steered twin."""
+    """The class of the steered model that `steered_around` makes."""
     return type(f"Steered{cls.__name__}", (SteeredModel, cls), {"forward": _forward_of(cls), "__module__": __name__})
+
+
+# What runs around the forward of a module, on the instance. The model inside has it.
+_AROUND_FORWARD = ("forward", "_old_forward", "_hf_hook")
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
+
+def steered_around(inner: PreTrainedModel) -> Any:
+    """A steered model whose `forward` is its own and calls `inner`, of which it has everything else.
+
+    `inner` is a copy (`share_weights`). What its instance carries around its forward, such as hooks of torch or accelerate,
+    stays there and so sees what it is for: the forward of a model, and not steered log-probs.
+    """
+    cls = steered_class(type(inner))
+    steered = cls.__new__(cls)
+    for name, value in inner.__dict__.items():
+        if isinstance(value, types.MethodType) and value.__self__ is inner:
+            value = types.MethodType(value.__func__, steered)
+        if name not in _AROUND_FORWARD:
+            steered.__dict__[name] = type(value)() if name in _HOOKS else value
+    steered.__dict__["_inner"] = inner  # not a submodule
+    return steered

@@ -11,13 +11,14 @@ import contextlib
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from svdecode.models.borrowed_weights import BorrowedWeights
 from svdecode.models.forward_inputs import (
     CACHE,
     OWN_ARGUMENTS,
@@ -32,25 +33,17 @@ from svdecode.models.forward_inputs import (
 )
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.settings import Settings
+from svdecode.models.shared_weights import device_of
 from svdecode.models.steered_cache import check_empty, companion_of, extend
+from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.fused_steer import fused_steer
-from svdecode.ops.setting import Setting
 
 _ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
 
-def _part_of_settings(name: str) -> property:
-    def get(self: SteeredModel) -> float | str:
-        return getattr(self.settings, name)
-
-    def set_(self: SteeredModel, value: float | str) -> None:
-        self.settings = self.settings._replace(**{name: value})
-
-    return property(get, set_, doc=f"`settings.{name}`.")
-
-
-class SteeredModel:
+class SteeredModel(Settings, BorrowedWeights):
     """What `steer` adds to the class of a model.
 
     settings: mu, alpha, penalty and direction as one immutable `svdecode.Setting`; assigning another one changes the model, and
@@ -67,24 +60,17 @@ class SteeredModel:
     mode: str
     row_steps: int
     skipped_row_steps: int
+    _inner: PreTrainedModel  # the adapted model, over the same modules (`steered_around`)
     _others: list[PreTrainedModel]  # the pre-trained model; or an expert and an anti-expert
+    _unchanged: Unchanged
     _same_layers: bool  # whether the others' caches have the layers of this model's
     _paired_layers: PairedLayers | None  # None where one model is on both sides
     _virtual_tokens: VirtualTokens | None
 
-    @property
-    def settings(self) -> Setting:
-        """How the model is steered; TypeError or ValueError where an assigned value is out of range."""
-        return self.__dict__["_settings"]
-
-    @settings.setter
-    def settings(self, value: Setting) -> None:
-        self.__dict__["_settings"] = Setting(*value).check()
-
-    mu = _part_of_settings("mu")
-    alpha = _part_of_settings("alpha")
-    penalty = _part_of_settings("penalty")
-    direction = _part_of_settings("direction")
+    def train(self, mode: bool = True) -> SteeredModel:
+        """As of any module."""
+        self._inner.training = mode
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """The settings and the mode, in the model's repr."""
@@ -109,6 +95,7 @@ class SteeredModel:
 
     def generate(self, inputs: Tensor | None = None, *arguments: Any, **keywords: Any) -> Any:
         """The model's own `generate()`, from the steered distribution."""
+        self._unchanged.check()
         keywords = with_cache_name(keywords)
         ids = inputs if inputs is not None else keywords.get("input_ids")
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
@@ -125,24 +112,14 @@ class SteeredModel:
             keywords["pretrained_attention_mask"] = ((own != pad).cumsum(-1) > 0).long()
         return super().generate(inputs, *arguments, **keywords)
 
-    def save_pretrained(self, *_: object, **__: object) -> None:
-        """Raise ValueError: a steered model has nothing of its own to save."""
-        raise ValueError("a steered model shares its weights: save the model or adapter, and the calibration beside it")
-
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> SteeredModel:
-        """`to()`, `half()` and their kin: not of weights that another model shares."""
-        weight = next(self.parameters()).data
-        moved = function(weight.flatten()[:0])
-        if (moved.dtype, moved.device) != (weight.dtype, weight.device):
-            raise RuntimeError("a steered model shares its weights: move or convert the model, and steer it again")
-        return self
-
     def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
         inputs = {**with_cache_name(inputs), "return_dict": True}
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number, got a tensor")
         own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
         length = rows_of(inputs).shape[1]
+        if not torch.compiler.is_compiling():  # generate() has checked
+            self._unchanged.check()
         with self._only_here():
             cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
             other = inputs
@@ -184,7 +161,7 @@ class SteeredModel:
             self._paired_layers.set_rows(pairs, rows_of(inputs).shape[1])
         cache = inputs.get(CACHE)
         with cache.inside_forward() if hasattr(cache, "inside_forward") else contextlib.nullcontext():
-            return super().forward(**inputs)
+            return self._inner(**inputs)
 
     def _second(self, inputs: dict, ft: Tensor, cache: Cache | None) -> Tensor:
         """The other models' forwards, with caches of their own."""
@@ -193,7 +170,7 @@ class SteeredModel:
         inputs = {**inputs, "output_hidden_states": False, "output_attentions": False}
         found = []
         for index, model in enumerate(self._others):
-            moved = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+            moved = {name: v.to(device_of(model)) if isinstance(v, Tensor) else v for name, v in inputs.items()}
             moved[CACHE] = None if cache is None else cache.companions[index]
             if not takes_positions(model):
                 moved.pop("position_ids", None)

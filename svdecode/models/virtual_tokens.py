@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from svdecode.models.forward_inputs import CACHE
 from svdecode.models.shared_weights import share_weights
@@ -83,7 +84,9 @@ class VirtualTokens:
         if cache is None:
             cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         for index, layer in enumerate(prefix.layers):
-            if layer.get_seq_length() > 0:  # peft leaves layers out that share another layer's keys
+            # Layers that share another layer's keys are left out by peft, or store nothing in the model's own cache.
+            stores = index >= len(cache.layers) or isinstance(cache.layers[index], CacheLayerMixin)
+            if layer.get_seq_length() > 0 and stores:
                 cache.update(layer.keys, layer.values, index)
         return cache
 

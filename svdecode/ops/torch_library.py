@@ -76,16 +76,32 @@ class Operator:
             labels: those among the arguments, whose values are still to be checked.
             short: what the backend alone gets, behind the arguments.
         """
-        if is_watched(arguments[: self.watched]):
-            return self.through_torch(backend, arguments)
         logits_ft = arguments[1]
-        if labels is not None:
-            validation.check_label_range(labels, logits_ft.shape[-1])
-        run = implementation_for(self.name, backend, arguments[0], logits_ft)
         try:
+            if is_watched(arguments[: self.watched]):
+                return self.through_torch(backend, arguments)
+            if labels is not None:
+                validation.check_label_range(labels, logits_ft.shape[-1])
+            run = implementation_for(self.name, backend, arguments[0], logits_ft)
             return run(*(arguments + short))
         except RuntimeError as error:
-            raise out_of_memory(error, logits_ft) from None
+            raise self._in_words(error, logits_ft) from None
+
+    def _in_words(self, error: RuntimeError, logits_ft: Tensor) -> RuntimeError:
+        """What to do where a transform of torch cannot see into the operator."""
+        if torch.jit.is_tracing():
+            return RuntimeError(f"{self.name} cannot be traced by torch.jit.trace: use torch.compile or torch.export")
+        transform = torch._C._functorch.peek_interpreter_stack()
+        kind = None if transform is None else transform.key().name
+        if kind == "Vmap":
+            return RuntimeError(
+                f"{self.name} does not run under torch.func.vmap: call it on the whole batch, it takes any leading dimensions"
+            )
+        if kind == "Functionalize":
+            return RuntimeError(
+                f"{self.name} does not run under torch.func.functionalize: use torch.compile, or call it outside"
+            )
+        return out_of_memory(error, logits_ft)
 
     def through_torch(self, backend: str | None, arguments: tuple):
         """The call through torch.ops, whoever looks on."""

@@ -207,6 +207,11 @@ class Calibration:
         Raises:
             ValueError: made for another adapter, or with other settings.
         """
+        if fingerprint is None and self.adapter is not None:
+            raise ValueError(
+                f"mu was calibrated for an adapter (weights {self.adapter[:12]}), and the model is not a PeftModel that has "
+                "it: calibrate these models, or pass a number"
+            )
         if fingerprint is not None and self.adapter not in (None, fingerprint):
             raise ValueError(
                 f"mu was calibrated for another adapter (weights {self.adapter[:12]}, the model's are {fingerprint[:12]}): "
