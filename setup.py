@@ -124,7 +124,7 @@ class BuildOperators(build_ext):
             ext.extra_objects.append(str(target))
         ext.define_macros.append(("SVDECODE_CUDA", "1"))
         ext.library_dirs += cudart_folders(compiler)
-        ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+        ext.libraries += ["cudart_static", "rt", "pthread"]
 
 
 class BuildPython(build_py):
@@ -169,7 +169,7 @@ def extensions() -> list[Extension]:
         include_dirs=[str(torch / "include")],
         define_macros=[STABLE_ABI, ("SVDECODE_NAMESPACE", "svdecode_compiled"), ("SVDECODE_SOURCES", f'"{sources()}"')],
         library_dirs=[str(torch / "lib")],
-        libraries=["torch_cpu"],
+        libraries=["torch_cpu", "dl"],
         extra_compile_args=COMPILE,
         extra_objects=[],
         language="c++",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cases import BACKENDS, use_backend
 from rows import kept_labels, model_rows
 
 import svdecode
+from svdecode.ops import compiled
 
 CPU = [name for name in BACKENDS if name.startswith("cpu")]
 EMULATED = "cuda" in BACKENDS and not torch.cuda.is_available()
@@ -112,6 +115,18 @@ def test_a_draw_does_not_ask_for_the_gradient_of_its_strength():
         assert not svdecode.steer_sample(pre, ft, mu)[1].requires_grad
 
 
+@pytest.mark.skipif(not CPU or sys.platform != "linux", reason="takes the C++ operators, and libraries named as on Linux")
+def test_the_look_up_sees_libraries_that_python_loaded_for_itself():
+    """As torch's CUDA library is, whose stream the kernels are launched on."""
+    torch_python = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    expected = ctypes.cast(ctypes.CDLL(str(torch_python)).initModule, ctypes.c_void_p).value
+    symbol_of = ctypes.CDLL(str(compiled.LIBRARY)).svdecode_symbol_of
+    symbol_of.argtypes, symbol_of.restype = (ctypes.c_char_p, ctypes.c_char_p), ctypes.c_void_p
+    assert symbol_of(b"libtorch_python.so", b"initModule") == expected
+    assert symbol_of(b"libtorch_python.so", b"no_such_symbol") is None
+    assert symbol_of(b"no_such_library.so", b"initModule") is None
+
+
 def run_python(code: str, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
@@ -145,8 +160,6 @@ def test_a_library_that_does_not_load_is_reported_and_not_needed(content, tmp_pa
 
 @pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
 def test_an_instruction_set_that_is_not_there_is_refused():
-    from svdecode.ops import compiled
-
     with pytest.raises(RuntimeError, match="no instruction set 'sse9'; the best is"):
         compiled.instruction_set("sse9")
     assert compiled.instruction_set() in ("base", "avx2", "avx512")
