@@ -115,7 +115,9 @@ def test_a_draw_does_not_ask_for_the_gradient_of_its_strength():
         assert not svdecode.steer_sample(pre, ft, mu)[1].requires_grad
 
 
-@pytest.mark.skipif(not CPU or sys.platform != "linux", reason="takes the C++ operators, and libraries named as on Linux")
+@pytest.mark.skipif(
+    not CPU or sys.platform != "linux", reason="takes the C++ operators, and libraries named as on Linux"
+)
 def test_the_look_up_sees_libraries_that_python_loaded_for_itself():
     """As torch's CUDA library is, whose stream the kernels are launched on."""
     torch_python = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
@@ -125,6 +127,42 @@ def test_the_look_up_sees_libraries_that_python_loaded_for_itself():
     assert symbol_of(b"libtorch_python.so", b"initModule") == expected
     assert symbol_of(b"libtorch_python.so", b"no_such_symbol") is None
     assert symbol_of(b"no_such_library.so", b"initModule") is None
+
+
+WRONG = [
+    ({"uniform": torch.zeros(2, dtype=torch.float64)}, "uniform must be Float, got Double"),
+    ({"uniform": torch.zeros(2, dtype=torch.bfloat16)}, "uniform must be Float, got BFloat16"),
+    ({"uniform": torch.zeros(1)}, "uniform must have 2 numbers, got 1"),
+    ({"uniform": torch.zeros(4)[::2]}, "uniform must be contiguous"),
+    ({"uniform": torch.zeros(2, device="meta")}, "uniform is on the wrong device"),
+    ({"numbers": torch.zeros(9)}, "numbers must be Double, got Float"),
+    ({"numbers": torch.zeros(6, dtype=torch.float64)}, "numbers must have 9 numbers, got 6"),
+    ({"mu": torch.zeros(2, dtype=torch.float16)}, "mu must be Float, got Half"),
+    ({"pre": torch.zeros(2, 30, dtype=torch.float64)}, "logits_pre must be float32, bfloat16 or float16, got Double"),
+    ({"ft": torch.zeros(2, 30, dtype=torch.int32)}, "logits_ft must be float32, bfloat16 or float16, got Int"),
+    ({"pre": torch.zeros(2, 29)}, "logits_pre differs from logits_ft in shape or device"),
+]
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[message.replace(" ", "-") for _, message in WRONG])
+def test_the_bindings_refuse_what_they_would_read_at_the_wrong_width(wrong, message):
+    numbers = torch.tensor([0.1, -1.0, 0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    right = {"pre": torch.zeros(2, 30), "ft": torch.zeros(2, 30), "numbers": numbers, "uniform": torch.zeros(2)}
+    torch.ops.svdecode_compiled.steer_sample(**right)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.svdecode_compiled.steer_sample(**right | wrong)
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_the_bindings_refuse_labels_and_results_of_another_dtype():
+    numbers = torch.tensor([0.1, -1.0, 0.0, 1.0, 0.5, 4.0], dtype=torch.float64)
+    arguments = (torch.zeros(2, 30), torch.zeros(2, 30), numbers, None)
+    fused_steer = torch.ops.svdecode_compiled.fused_steer
+    with pytest.raises(RuntimeError, match="labels must be Long, got Int"):
+        fused_steer(*arguments, torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="the tensor of log-probs must be float32, got Double"):
+        fused_steer(*arguments, None, torch.zeros(2, 30, dtype=torch.float64))
 
 
 def run_python(code: str, **environment: str) -> str:
