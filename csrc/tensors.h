@@ -182,6 +182,7 @@ class RowLayout {
       sizes[levels - 1] *= shape[d];
       for (int t = 0; t < count_; ++t) strides[t][levels - 1] = tensors_[t]->stride(d);
     }
+    rows_.levels = levels > 0 ? levels : 1;
     for (int level = 0; level < LEVELS; ++level) {
       const int from = level - (LEVELS - levels);
       rows_.sizes[level] = from < 0 ? 1 : sizes[from];
