@@ -120,7 +120,14 @@ class BuildOperators(build_ext):
         for source in CUDA:
             target = folder / f"{source.stem}.o"
             # Contraction to fma loses the digits that csrc/row_algebra.h keeps; where it serves, it is written out.
-            flags = ["-std=c++17", "-O3", "--fmad=false", "--threads=4", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
+            flags = [
+                "-std=c++17",
+                "-O3",
+                "--fmad=false",
+                "--threads=4",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                "-cudart=static",
+            ]
             subprocess.run([str(compiler), *flags, *targets, "-c", str(source), "-o", str(target)], check=True)
             ext.extra_objects.append(str(target))
         ext.define_macros.append(("SVDECODE_CUDA", "1"))
