@@ -109,19 +109,26 @@ __device__ void write_shifted(const Inputs<D>& in, float* out, int tile, const M
   }
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) steer_kernel(SteerArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool last;
+  __shared__ Inputs<D> in;  // for the last block, which has few registers left
+  __shared__ RowScratch own;
   const Place at = place(g.rows);
   if (!at.exists) return;
-  const RowScratch own = scratch.row(at.row, at.tiles);
-  const auto in = row_inputs<D>(g.rows, at.row);
+  const RowScratch first_own = scratch.row(at.row, at.tiles);
+  const auto first_in = row_inputs<D>(g.rows, at.row);
+  if (threadIdx.x == 0) {
+    in = first_in;
+    own = first_own;
+  }
   const bool dense = g.out.data != nullptr;
   float* const out = dense ? out_row(g, at.row) : nullptr;
-  first_pass(in, at, own, g.kl_out != nullptr, out);
-  if (!is_last(own.arrived, at.splits, last)) return;
+  first_pass(first_in, at, first_own, g.kl_out != nullptr, out);
+  if (!is_last(first_own.arrived, at.splits, last)) return;
 
   merge_row(g, at, own, m, shared);
   if (g.labels) {
@@ -145,8 +152,9 @@ __device__ bool finishes(const RowScratch& own, const Place& at, bool& last) {
   return true;
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) statistics_kernel(SteerArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool last;
@@ -167,8 +175,9 @@ __device__ bool load_merged(const RowScratch& own, const Place& at, Merged& m) {
   return at.tile < at.tiles && own.pieces[at.tile].max >= m.threshold;
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) moments_kernel(SteerArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool last;
@@ -182,8 +191,9 @@ __global__ void __launch_bounds__(THREADS, 3) moments_kernel(SteerArguments g, S
   if (threadIdx.x == 0) *own.merged = m;
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) normaliser_kernel(SteerArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool last;
@@ -196,8 +206,9 @@ __global__ void __launch_bounds__(THREADS, 3) normaliser_kernel(SteerArguments g
   if (threadIdx.x == 0) *own.merged = m;
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) output_kernel(SteerArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Merged m;
   const Place at = place(g.rows);
   if (!at.exists) return;
@@ -225,7 +236,7 @@ void fused_steer(const SteerArguments& g, void* memory, void* stream_) {
   const bool few_kept = g.settings.penalty == -INFINITE && g.settings.log_alpha > -INFINITE;
   check(cudaMemsetAsync(scratch.arrived, 0, counter_bytes(g.rows), stream));
   with_dtype(g.rows, [&](auto dtype) {
-    constexpr Dtype D = decltype(dtype)::value;
+    constexpr int D = static_cast<int>(decltype(dtype)::value);
     if (few_kept || g.out.data == nullptr) return launch(steer_kernel<D>, g, scratch, stream);
     launch(statistics_kernel<D>, g, scratch, stream);
     if (g.labels) launch(moments_kernel<D>, g, scratch, stream);

@@ -100,7 +100,8 @@ void launch(void (*kernel)(Arguments, Scratch), const Arguments& arguments, cons
 #endif
 }
 
-// body(dtype) with the dtype of both inputs as a constant, ANY where they differ.
+// body(dtype) with the dtype of both inputs as a constant, ANY where they differ. Kernels take it as an int: the host code that
+// nvcc makes of a kernel template does not compile where an argument is of an enumeration in a namespace.
 template <class Body>
 void with_dtype(const Rows& rows, const Body& body) {
   if (rows.pre.dtype != rows.ft.dtype) return body(std::integral_constant<Dtype, ANY>());

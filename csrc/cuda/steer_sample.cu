@@ -195,8 +195,9 @@ __device__ int draw_token(const SampleArguments& g, float uniform, Walker& walk,
   return static_cast<int>(chosen < 0x1p30f ? chosen : last);  // rounding may leave the target above the whole mass
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) sample_kernel(SampleArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Draw d;
   __shared__ bool last;
@@ -233,7 +234,7 @@ void steer_sample(const SampleArguments& g, void* memory, void* stream_) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const Scratch scratch = lay_out(g.rows, memory);
   check(cudaMemsetAsync(scratch.arrived, 0, counter_bytes(g.rows), stream));
-  with_dtype(g.rows, [&](auto dtype) { launch(sample_kernel<decltype(dtype)::value>, g, scratch, stream); });
+  with_dtype(g.rows, [&](auto dtype) { launch(sample_kernel<static_cast<int>(decltype(dtype)::value)>, g, scratch, stream); });
 }
 
 }  // namespace cuda

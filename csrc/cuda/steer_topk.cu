@@ -29,8 +29,9 @@ __device__ Best best_after(const Best& last, const TopkArguments& g, const Input
   return best;
 }
 
-template <Dtype D>
+template <int DTYPE>
 __global__ void __launch_bounds__(THREADS, 3) topk_kernel(TopkArguments g, Scratch scratch) {
+  constexpr Dtype D = static_cast<Dtype>(DTYPE);
   __shared__ Shared shared;
   __shared__ Merged m;
   __shared__ bool is_last_block;
@@ -88,7 +89,7 @@ void steer_topk(const TopkArguments& g, void* memory, void* stream_) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const Scratch scratch = lay_out(g.rows, memory);
   check(cudaMemsetAsync(scratch.arrived, 0, counter_bytes(g.rows), stream));
-  with_dtype(g.rows, [&](auto dtype) { launch(topk_kernel<decltype(dtype)::value>, g, scratch, stream); });
+  with_dtype(g.rows, [&](auto dtype) { launch(topk_kernel<static_cast<int>(decltype(dtype)::value)>, g, scratch, stream); });
 }
 
 }  // namespace cuda
