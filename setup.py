@@ -119,12 +119,20 @@ class BuildOperators(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         for source in CUDA:
             target = folder / f"{source.stem}.o"
-            flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
+            # Contraction to fma loses the digits that csrc/row_algebra.h keeps; where it serves, it is written out.
+            flags = [
+                "-std=c++17",
+                "-O3",
+                "--fmad=false",
+                "--threads=4",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                "-cudart=static",
+            ]
             subprocess.run([str(compiler), *flags, *targets, "-c", str(source), "-o", str(target)], check=True)
             ext.extra_objects.append(str(target))
         ext.define_macros.append(("SVDECODE_CUDA", "1"))
         ext.library_dirs += cudart_folders(compiler)
-        ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+        ext.libraries += ["cudart_static", "rt", "pthread"]
 
 
 class BuildPython(build_py):
@@ -169,7 +177,7 @@ def extensions() -> list[Extension]:
         include_dirs=[str(torch / "include")],
         define_macros=[STABLE_ABI, ("SVDECODE_NAMESPACE", "svdecode_compiled"), ("SVDECODE_SOURCES", f'"{sources()}"')],
         library_dirs=[str(torch / "lib")],
-        libraries=["torch_cpu"],
+        libraries=["torch_cpu", "dl"],
         extra_compile_args=COMPILE,
         extra_objects=[],
         language="c++",

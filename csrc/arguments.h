@@ -25,6 +25,7 @@ struct Logits {
 struct Rows {
   int64_t count = 0;
   int32_t vocabulary = 0;
+  int32_t levels = 1;  // in use, the last ones
   int64_t sizes[LEVELS] = {1, 1, 1};
   Logits pre, ft;
 };

@@ -18,10 +18,12 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-float* floats(const MaybeTensor& tensor) { return tensor ? static_cast<float*>(tensor->data_ptr()) : nullptr; }
+float* floats(const MaybeTensor& result) { return result ? static_cast<float*>(result->data_ptr()) : nullptr; }
 
-const int64_t* integers(const MaybeTensor& tensor) {
-  return tensor ? static_cast<const int64_t*>(tensor->data_ptr()) : nullptr;
+// The pointer to an argument, checked, or null.
+template <class T>
+const T* maybe_pointer(const MaybeTensor& tensor, const char* name, int64_t count, const Tensor& like) {
+  return tensor ? pointer<const T>(*tensor, name, count, &like) : nullptr;
 }
 
 MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t> trailing = {}) {
@@ -30,11 +32,12 @@ MaybeTensor maybe(bool wanted, const Tensor& like, std::initializer_list<int64_t
 
 // Every argument of a call costs 0.3 us, so its numbers come as one float64 tensor, which svdecode/ops/compiled.py keeps for
 // next time.
-enum Number { ALPHA, PENALTY, EPS, KL_DIRECTION, MU, FLAGS, TEMPERATURE, TOP_K, TOP_P };
+enum Number { ALPHA, PENALTY, EPS, KL_DIRECTION, MU, FLAGS, TEMPERATURE, TOP_K, TOP_P, NUMBERS };
 enum Flags { OWN_STRENGTH = 1, RETURN_KL = 2, DENSE = 4, SAVE = 8, NEED_PRE = 16, NEED_FT = 32, VECTOR = 64 };
 
-const double* unpack(const Tensor& numbers, Settings& settings) {
-  const double* n = static_cast<const double*>(numbers.data_ptr());
+// The numbers up to `count`, those of sampling last.
+const double* unpack(const Tensor& numbers, Settings& settings, int64_t count = TEMPERATURE) {
+  const double* n = pointer<const double>(numbers, "numbers", count, nullptr);
   settings.log_alpha = n[ALPHA] > 0 ? static_cast<float>(std::log(n[ALPHA])) : -std::numeric_limits<float>::infinity();
   settings.penalty = static_cast<float>(n[PENALTY]);
   settings.eps = static_cast<float>(n[EPS]);
@@ -60,8 +63,8 @@ Steered fused_steer(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu, Maybe
   if (logprobs) g.out = out ? layout.third() : layout.contiguous(*logprobs);
   g.source = flags & OWN_STRENGTH ? Strength::own : mu ? Strength::per_row : Strength::number;
   g.mu = static_cast<float>(n[MU]);
-  g.mu_rows = floats(mu);
-  g.labels = integers(labels);
+  g.mu_rows = maybe_pointer<float>(mu, "mu", g.rows.count, ft);
+  g.labels = maybe_pointer<int64_t>(labels, "labels", g.rows.count, ft);
   g.mu_out = static_cast<float*>(strength.data_ptr());
   g.count_out = static_cast<int32_t*>(count.data_ptr());
   g.kl_out = floats(kl);
@@ -75,14 +78,14 @@ Steered fused_steer(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu, Maybe
 
 std::tuple<Tensor, Tensor> steer_sample(Tensor pre, Tensor ft, Tensor numbers, Tensor uniform, MaybeTensor mu) {
   SampleArguments g;
-  const double* n = unpack(numbers, g.settings);
+  const double* n = unpack(numbers, g.settings, NUMBERS);
   const RowLayout layout(pre, ft);
   Tensor tokens = new_rows(ft, ScalarType::Long), logprobs = new_rows(ft, ScalarType::Float);
   g.rows = layout.rows();
   g.mu = static_cast<float>(n[MU]);
-  g.mu_rows = floats(mu);
-  g.uniform = static_cast<const float*>(uniform.data_ptr());
+  g.mu_rows = maybe_pointer<float>(mu, "mu", g.rows.count, ft);
   g.temperature = static_cast<float>(n[TEMPERATURE]);
+  g.uniform = pointer<const float>(uniform, "uniform", g.temperature > 0 ? g.rows.count : 0, &ft);
   g.top_k = static_cast<int64_t>(n[TOP_K]);
   g.top_p = static_cast<float>(n[TOP_P]);
   g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
@@ -94,13 +97,13 @@ std::tuple<Tensor, Tensor> steer_sample(Tensor pre, Tensor ft, Tensor numbers, T
 // k comes in the place of TOP_K.
 std::tuple<Tensor, Tensor> steer_topk(Tensor pre, Tensor ft, Tensor numbers, MaybeTensor mu) {
   TopkArguments g;
-  const double* n = unpack(numbers, g.settings);
+  const double* n = unpack(numbers, g.settings, TOP_P);
   g.k = static_cast<int64_t>(n[TOP_K]);
   const RowLayout layout(pre, ft);
   Tensor tokens = new_rows(ft, ScalarType::Long, {g.k}), logprobs = new_rows(ft, ScalarType::Float, {g.k});
   g.rows = layout.rows();
   g.mu = static_cast<float>(n[MU]);
-  g.mu_rows = floats(mu);
+  g.mu_rows = maybe_pointer<float>(mu, "mu", g.rows.count, ft);
   g.tokens_out = static_cast<int64_t*>(tokens.data_ptr());
   g.logprobs_out = static_cast<float*>(logprobs.data_ptr());
   if (g.rows.count > 0) device_of(ft).steer_topk(ft, g);
@@ -114,8 +117,8 @@ std::tuple<Tensor, Tensor> steered_nll(Tensor pre, Tensor ft, Tensor labels, Ten
   Tensor nll = new_rows(ft, ScalarType::Float, {g.strengths}), saved = new_rows(ft, ScalarType::Float, {SAVED_FIELDS});
   g.rows = layout.rows();
   unpack(numbers, g.settings);
-  g.mu = static_cast<const float*>(mu.data_ptr());
-  g.labels = static_cast<const int64_t*>(labels.data_ptr());
+  g.mu = pointer<const float>(mu, "mu", g.strengths, &ft);
+  g.labels = pointer<const int64_t>(labels, "labels", g.rows.count, &ft);
   g.nll_out = static_cast<float*>(nll.data_ptr());
   g.saved_out = static_cast<float*>(saved.data_ptr());
   if (g.rows.count > 0) device_of(ft).steered_nll(ft, g);
@@ -146,20 +149,21 @@ std::tuple<MaybeTensor, MaybeTensor, MaybeTensor> backward(Tensor pre, Tensor ft
   const bool vector = flags & VECTOR;
   const RowLayout layout(pre, ft, grad_dense);
   g.rows = layout.rows();
-  g.saved = static_cast<const float*>(saved.data_ptr());
+  const int64_t rows = g.rows.count;
+  g.strengths = grad_nll && mu ? mu->size(0) : 0;
+  g.saved = pointer<const float>(saved, "saved", SAVED_FIELDS * rows, &ft);
   if (grad_dense) (vector ? g.grad_delta : g.grad_logprobs) = layout.third();
-  g.grad_mu = floats(grad_mu);
-  g.grad_kl = floats(grad_kl);
-  g.grad_mu_star = floats(grad_mu_star);
-  g.grad_moments = floats(grad_moments);
-  g.grad_nll = floats(grad_nll);
+  g.grad_mu = maybe_pointer<float>(grad_mu, "grad_mu", rows, ft);
+  g.grad_kl = maybe_pointer<float>(grad_kl, "grad_kl", rows, ft);
+  g.grad_mu_star = maybe_pointer<float>(grad_mu_star, "grad_mu_star", rows, ft);
+  g.grad_moments = maybe_pointer<float>(grad_moments, "grad_moments", 3 * rows, ft);
+  g.grad_nll = maybe_pointer<float>(grad_nll, "grad_nll", g.strengths * rows, ft);
   g.own_strength = flags & OWN_STRENGTH;
-  g.mu = floats(mu);
-  g.strengths = grad_nll ? mu->size(0) : 0;
-  g.labels = integers(labels);
-  g.kl = floats(kl);
-  g.moments = floats(moments);
-  g.nll = floats(nll);
+  g.mu = maybe_pointer<float>(mu, "mu", grad_nll ? g.strengths : rows, ft);
+  g.labels = maybe_pointer<int64_t>(labels, "labels", rows, ft);
+  g.kl = maybe_pointer<float>(kl, "kl", rows, ft);
+  g.moments = maybe_pointer<float>(moments, "moments", 3 * rows, ft);
+  g.nll = maybe_pointer<float>(nll, "nll", g.strengths * rows, ft);
   MaybeTensor pre_grad, ft_grad, mu_grad;
   if (flags & NEED_PRE) pre_grad = new_rows(pre, pre.scalar_type(), {pre.size(-1)});
   if (flags & NEED_FT) ft_grad = new_rows(ft, ft.scalar_type(), {ft.size(-1)});
@@ -185,6 +189,8 @@ Tensor few_rows_linear(Tensor x, Tensor weight, MaybeTensor bias) {
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x must be float32 or bfloat16");
   STD_TORCH_CHECK(weight.scalar_type() == dtype && (!bias || bias->scalar_type() == dtype), "x and weight differ in dtype");
   STD_TORCH_CHECK(x.size(-1) == g.inner, "x has ", x.size(-1), " features and the weight ", g.inner);
+  STD_TORCH_CHECK(same_device(x, weight) && (!bias || same_device(x, *bias)), "x and weight are on different devices");
+  STD_TORCH_CHECK(!bias || bias->numel() == g.outer, "bias must have ", g.outer, " numbers");
   STD_TORCH_CHECK(x.is_contiguous() && weight.is_contiguous() && (!bias || bias->is_contiguous()), "not contiguous");
   Tensor out = new_rows(x, dtype, {g.outer});
   g.x = x.data_ptr();

@@ -1,11 +1,11 @@
 #include "devices.h"
 
+#include <dlfcn.h>
+
 #include <stdexcept>
 
 #include "tensors.h"
 #ifdef SVDECODE_CUDA
-#include <dlfcn.h>
-
 #include "cuda/launch.h"
 #endif
 
@@ -86,7 +86,8 @@ void* current_stream(int32_t device) {
   return nullptr;
 #else
   using Current = AOTITorchError (*)(int32_t, void**);
-  static const Current current = reinterpret_cast<Current>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  static const Current current =
+      reinterpret_cast<Current>(svdecode_symbol_of("libtorch_cuda.so", "aoti_torch_get_current_cuda_stream"));
   if (current == nullptr) throw std::runtime_error("this torch has no CUDA");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(current(device, &stream));
@@ -176,3 +177,11 @@ bool has_cuda() {
 }
 
 }  // namespace svdecode
+
+void* svdecode_symbol_of(const char* library, const char* name) {
+  void* const handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+  if (handle == nullptr) return nullptr;
+  void* const symbol = dlsym(handle, name);
+  dlclose(handle);  // gives back the reference that dlopen took
+  return symbol;
+}

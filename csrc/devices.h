@@ -35,3 +35,7 @@ std::string instruction_set(std::string wanted);
 bool has_cuda();
 
 }  // namespace svdecode
+
+// A symbol of a library that is in this process, null where either is missing. dlsym(RTLD_DEFAULT) does not see what Python
+// loads, because that is loaded locally. Exported under a plain name, by which tests/test_compiled.py calls it.
+extern "C" __attribute__((visibility("default"))) void* svdecode_symbol_of(const char* library, const char* name);

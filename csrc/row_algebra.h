@@ -16,12 +16,15 @@ SVDECODE_FUNCTION bool is_finite(float x) { return x - x == 0.0f; }
 struct Statistics {
   float max = -INFINITE;      // max z
   float total = 0.0f;         // sum e^(z - max)
-  float pre_top = 0.0f;       // a of the top token, or any finite number where that is -inf
+  float pre_top = 0.0f;       // a of the top token
   float weighted = 0.0f;      // sum e^(z - max) (d - d_top)
-  float pre_max = -INFINITE;  // max a
+  float pre_max = -INFINITE;  // max a, or another finite a that serves as well
   float pre_total = 0.0f;     // sum e^(a - pre_max), only where the KL is asked for
   float lost = 0.0f;          // 1 where a token has a = -inf < z: the KL is infinite
 };
+
+// a of the top token; where the pre-trained model excludes it, what makes its d 0.
+SVDECODE_FUNCTION float top_base(const Statistics& s) { return s.pre_top == -INFINITE ? finite_or_zero(s.max) : s.pre_top; }
 
 // d - d_top of a token with u = z - max; d is 0 for tokens that the pre-trained model excludes. Where e^u is 0 any finite
 // number serves, but NaN or +inf in a still shows.
@@ -45,7 +48,7 @@ SVDECODE_FUNCTION void add_totals(float& max, float& total, float other_max, flo
 // Add a piece's sums to those of the row, whose max, pre_top and pre_max are known.
 SVDECODE_FUNCTION void add_piece(Statistics& row, const Statistics& piece) {
   const float scale = scale_to(piece.max, row.max);
-  const float offset = finite_or_zero(piece.max - finite_or_zero(row.max)) - (piece.pre_top - row.pre_top);
+  const float offset = finite_or_zero(piece.max - finite_or_zero(row.max)) - (top_base(piece) - top_base(row));
   row.total += piece.total * scale;
   row.weighted += (piece.weighted + piece.total * offset) * scale;
 }
@@ -72,18 +75,20 @@ SVDECODE_FUNCTION Statistics merge(const Statistics* pieces, int64_t count, bool
 
 // What every formula needs of a whole row.
 struct Row {
-  float max;      // max z
-  float total;    // sum e^(z - max)
-  float pre_top;  // a of the top token
-  float centre;   // <p, d> - d_top
-  bool valid;     // no NaN, no +inf, and a finite entry in both models
+  float max;                  // max z
+  float total;                // sum e^(z - max)
+  float pre_top;              // a of the top token, or what makes its d 0
+  float centre;               // <p, d> - d_top
+  bool valid;                 // no NaN, no +inf, and a finite entry in both models
+  bool top_excluded = false;  // the pre-trained model excludes the top token, whose delta is then 0
 };
 
 SVDECODE_FUNCTION Row finalise(const Statistics& s) {
   Row row;
   row.max = s.max;
   row.total = s.total;
-  row.pre_top = s.pre_top;
+  row.pre_top = top_base(s);
+  row.top_excluded = s.pre_top == -INFINITE;
   row.centre = s.weighted / s.total;
   row.valid = s.total > 0.0f && s.total < INFINITE && is_finite(row.centre) && s.pre_max > -INFINITE;
   return row;
@@ -121,9 +126,9 @@ SVDECODE_FUNCTION Steering steering(float z, float a, const Row& row, bool kl_di
   return s;
 }
 
-// delta of the top token, where p = 1 / total and c = -centre.
+// delta of the top token, where p = 1 / total and c = -centre, in the operations of `steering`: its delta - r is then 0.
 SVDECODE_FUNCTION float top_delta(const Row& row, bool kl_direction) {
-  return kl_direction ? -row.centre / row.total : -row.centre;
+  return delta_of(1.0f / row.total, row.top_excluded ? 0.0f : -row.centre, kl_direction);
 }
 
 // |mu| * penalty, and -inf where the penalty is -inf, whatever mu is.

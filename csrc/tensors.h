@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
 #include "arguments.h"
 #ifdef __linux__
@@ -32,6 +33,34 @@ inline Tensor new_tensor(const Tensor& like, ScalarType dtype, int dims, const i
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       dims, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), type, device, &handle));
   return Tensor(handle);
+}
+
+inline bool same_device(const Tensor& x, const Tensor& y) {
+  int32_t types[2], devices[2];
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &types[0]));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(y.get(), &types[1]));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &devices[0]));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(y.get(), &devices[1]));
+  return types[0] == types[1] && devices[0] == devices[1];
+}
+
+inline bool holds_logits(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// The pointer to `count` contiguous numbers of type T, on the device of `like` where there is one; throws for anything else.
+template <class T>
+T* pointer(const Tensor& tensor, const char* name, int64_t count, const Tensor* like) {
+  constexpr ScalarType dtype = std::is_same_v<std::remove_const_t<T>, float>    ? ScalarType::Float
+                               : std::is_same_v<std::remove_const_t<T>, double> ? ScalarType::Double
+                                                                                : ScalarType::Long;
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(tensor.numel() >= count, name, " must have ", count, " numbers, got ", tensor.numel());
+  STD_TORCH_CHECK(like ? same_device(tensor, *like) : tensor.is_cpu(), name, " is on the wrong device");
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 // Uninitialised memory on the device of a tensor, from torch's allocator and in the order of its stream.
@@ -73,14 +102,14 @@ inline Tensor new_rows(const Tensor& logits, ScalarType dtype, std::initializer_
 
 // Where the rows of two or three tensors of one (..., V) shape begin: any strides, no copy, 64-bit offsets. Leading dimensions
 // are merged as far as all tensors allow; a copy is made only where a last dimension is not contiguous or more than LEVELS are
-// left.
+// left. The third is float32.
 class RowLayout {
  public:
   RowLayout(Tensor pre, Tensor ft, std::optional<Tensor> third = std::nullopt) : count_(third ? 3 : 2) {
     tensors_[0] = std::move(pre);
     tensors_[1] = std::move(ft);
     if (third) tensors_[2] = std::move(*third);
-    STD_TORCH_CHECK(tensors_[1]->dim() <= MAX_DIMENSIONS, "more than ", MAX_DIMENSIONS, " dimensions");
+    check();
     const int64_t vocabulary = tensors_[1]->size(-1);
     // Counts of tokens are kept in fp32 among the other sums.
     STD_TORCH_CHECK(vocabulary < int64_t{1} << 24, "a vocabulary of 2^24 or more");
@@ -117,6 +146,22 @@ class RowLayout {
   }
 
  private:
+  void check() const {
+    const auto shape = tensors_[1]->sizes();
+    STD_TORCH_CHECK(shape.size() >= 1 && shape.size() <= MAX_DIMENSIONS, "logits must have 1 to ", MAX_DIMENSIONS,
+                    " dimensions, got ", shape.size());
+    for (int t = 0; t < count_; ++t) {
+      const Tensor& tensor = *tensors_[t];
+      const char* name = t == 0 ? "logits_pre" : t == 1 ? "logits_ft" : "the tensor of log-probs";
+      STD_TORCH_CHECK(t < 2 ? holds_logits(tensor) : tensor.scalar_type() == ScalarType::Float, name, " must be ",
+                      t < 2 ? "float32, bfloat16 or float16" : "float32", ", got ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+      bool same = tensor.dim() == static_cast<int64_t>(shape.size()) && same_device(tensor, *tensors_[1]);
+      for (int64_t d = 0; same && d < tensor.dim(); ++d) same = tensor.size(d) == shape[d];
+      STD_TORCH_CHECK(same, name, " differs from logits_ft in shape or device");
+    }
+  }
+
   void copy(int t) {
     tensors_[t] = torch::stable::clone(torch::stable::contiguous(*tensors_[t]));
     copied_[t] = true;
@@ -137,6 +182,7 @@ class RowLayout {
       sizes[levels - 1] *= shape[d];
       for (int t = 0; t < count_; ++t) strides[t][levels - 1] = tensors_[t]->stride(d);
     }
+    rows_.levels = levels > 0 ? levels : 1;
     for (int level = 0; level < LEVELS; ++level) {
       const int from = level - (LEVELS - levels);
       rows_.sizes[level] = from < 0 ? 1 : sizes[from];

@@ -37,6 +37,8 @@ def edge_rows(vocabulary: int = 12) -> dict[str, tuple[Tensor, Tensor]]:
                 (a if target == "pre" else z)[0, int(position[1:])] = value
         return a, z
 
+    top_excluded = pre.clone()
+    top_excluded[0, ft.argmax()] = -INF
     whole = {f"v{i}": -INF for i in range(vocabulary)}
     return {
         "plain": (pre, ft),
@@ -57,6 +59,7 @@ def edge_rows(vocabulary: int = 12) -> dict[str, tuple[Tensor, Tensor]]:
         "ft +inf": edited("ft", v0=INF),
         "pre +inf": edited("pre", v0=INF),
         "pre +inf where ft -inf": (edited("pre", v0=INF)[0], edited("ft", v0=-INF)[1]),
+        "pre -inf at the top of ft": (top_excluded, ft),
         "ties": (torch.zeros_like(pre), torch.tensor([[2.0] * 3 + [0.0] * (vocabulary - 3)], dtype=ft.dtype)),
     }
 

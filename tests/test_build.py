@@ -124,7 +124,7 @@ def test_a_wheel_from_the_source_distribution_holds_the_operators(checkout, tmp_
 @needs_compiler
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
-    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 64 registers: four blocks per processor."""
+    """For sm_80, 90, 100 and 120 and as PTX, without a spilled byte, on at most 80 registers: three blocks per processor."""
     built = ("--build-lib", tmp_path / "lib", "--build-temp", tmp_path / "objects")
     text = run(
         *(sys.executable, "setup.py", "-q", "build_ext", *built),
@@ -136,9 +136,9 @@ def test_the_cuda_build_links_and_registers_without_a_gpu(checkout, tmp_path):
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", text)]
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert {architecture for _, architecture in kernels} == {"80", "90", "100", "120"}
-    assert len(registers) == len(spills) == len(kernels) == 4 * 7
+    assert len(registers) == len(spills) == len(kernels) == 4 * 7 * 4
     assert set(spills) == {("0", "0")}
-    assert max(registers) <= 64
+    assert max(registers) <= 80
     (library,) = (tmp_path / "lib").rglob("*.so")
     code = "found = svdecode.backends()['cuda']; print(torch.ops.svdecode_compiled.has_cuda(), found)" + REPORT
     text = run(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from cases import BACKENDS, use_backend
 from rows import kept_labels, model_rows
 
 import svdecode
+from svdecode.ops import compiled
 
 CPU = [name for name in BACKENDS if name.startswith("cpu")]
 EMULATED = "cuda" in BACKENDS and not torch.cuda.is_available()
@@ -112,6 +115,56 @@ def test_a_draw_does_not_ask_for_the_gradient_of_its_strength():
         assert not svdecode.steer_sample(pre, ft, mu)[1].requires_grad
 
 
+@pytest.mark.skipif(
+    not CPU or sys.platform != "linux", reason="takes the C++ operators, and libraries named as on Linux"
+)
+def test_the_look_up_sees_libraries_that_python_loaded_for_itself():
+    """As torch's CUDA library is, whose stream the kernels are launched on."""
+    torch_python = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    expected = ctypes.cast(ctypes.CDLL(str(torch_python)).initModule, ctypes.c_void_p).value
+    symbol_of = ctypes.CDLL(str(compiled.LIBRARY)).svdecode_symbol_of
+    symbol_of.argtypes, symbol_of.restype = (ctypes.c_char_p, ctypes.c_char_p), ctypes.c_void_p
+    assert symbol_of(b"libtorch_python.so", b"initModule") == expected
+    assert symbol_of(b"libtorch_python.so", b"no_such_symbol") is None
+    assert symbol_of(b"no_such_library.so", b"initModule") is None
+
+
+WRONG = [
+    ({"uniform": torch.zeros(2, dtype=torch.float64)}, "uniform must be Float, got Double"),
+    ({"uniform": torch.zeros(2, dtype=torch.bfloat16)}, "uniform must be Float, got BFloat16"),
+    ({"uniform": torch.zeros(1)}, "uniform must have 2 numbers, got 1"),
+    ({"uniform": torch.zeros(4)[::2]}, "uniform must be contiguous"),
+    ({"uniform": torch.zeros(2, device="meta")}, "uniform is on the wrong device"),
+    ({"numbers": torch.zeros(9)}, "numbers must be Double, got Float"),
+    ({"numbers": torch.zeros(6, dtype=torch.float64)}, "numbers must have 9 numbers, got 6"),
+    ({"mu": torch.zeros(2, dtype=torch.float16)}, "mu must be Float, got Half"),
+    ({"pre": torch.zeros(2, 30, dtype=torch.float64)}, "logits_pre must be float32, bfloat16 or float16, got Double"),
+    ({"ft": torch.zeros(2, 30, dtype=torch.int32)}, "logits_ft must be float32, bfloat16 or float16, got Int"),
+    ({"pre": torch.zeros(2, 29)}, "logits_pre differs from logits_ft in shape or device"),
+]
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[message.replace(" ", "-") for _, message in WRONG])
+def test_the_bindings_refuse_what_they_would_read_at_the_wrong_width(wrong, message):
+    numbers = torch.tensor([0.1, -1.0, 0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    right = {"pre": torch.zeros(2, 30), "ft": torch.zeros(2, 30), "numbers": numbers, "uniform": torch.zeros(2)}
+    torch.ops.svdecode_compiled.steer_sample(**right)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.svdecode_compiled.steer_sample(**right | wrong)
+
+
+@pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
+def test_the_bindings_refuse_labels_and_results_of_another_dtype():
+    numbers = torch.tensor([0.1, -1.0, 0.0, 1.0, 0.5, 4.0], dtype=torch.float64)
+    arguments = (torch.zeros(2, 30), torch.zeros(2, 30), numbers, None)
+    fused_steer = torch.ops.svdecode_compiled.fused_steer
+    with pytest.raises(RuntimeError, match="labels must be Long, got Int"):
+        fused_steer(*arguments, torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="the tensor of log-probs must be float32, got Double"):
+        fused_steer(*arguments, None, torch.zeros(2, 30, dtype=torch.float64))
+
+
 def run_python(code: str, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
@@ -145,8 +198,6 @@ def test_a_library_that_does_not_load_is_reported_and_not_needed(content, tmp_pa
 
 @pytest.mark.skipif(not CPU, reason="the C++ operators are not built")
 def test_an_instruction_set_that_is_not_there_is_refused():
-    from svdecode.ops import compiled
-
     with pytest.raises(RuntimeError, match="no instruction set 'sse9'; the best is"):
         compiled.instruction_set("sse9")
     assert compiled.instruction_set() in ("base", "avx2", "avx512")

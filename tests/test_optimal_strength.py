@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import CASES, assert_scalars_close, case_id
@@ -34,6 +36,25 @@ def test_edges(name, direction, backend, device):
     assert_scalars_close(moments, expected)
     assert_scalars_close(mu_star, expected_star)
     assert moments.isnan().all() == (name in INVALID)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.01, 0.001])
+def test_a_top_token_that_the_pretrained_model_excludes_has_no_delta(alpha, backend, device):
+    """method.md, section 3: its delta is 0. With K = {top token}, N = D = H = 0 and so is mu*."""
+    pre = torch.tensor([-math.inf, 0.3, 1.0, -0.7], device=device)
+    ft = torch.tensor([6.0, 0.0, 1.5, 2.0], device=device)
+    label = torch.tensor(1, device=device)
+    has = pre > -math.inf
+    p = torch.softmax(ft.double(), -1)
+    d = torch.where(has, ft.double() - torch.where(has, pre, 0.0), 0.0)
+    delta = torch.where(has, p * (d - (p * d).sum()), 0.0)
+    delta = torch.where(ft >= ft.max() + math.log(alpha), delta, 0.0)
+    mean = (p * delta).sum()
+    expected = torch.stack([delta[1] - mean, delta.square().sum(), (p * delta.square()).sum() - mean.square()])
+    for dtype in (torch.float32, torch.float64):  # float64 is the reference
+        got, moments = svdecode.optimal_strength(pre.to(dtype), ft.to(dtype), label, alpha=alpha)
+        assert_scalars_close(moments, expected)
+        assert_scalars_close(got, expected[0] / (expected[1] + 1e-12))
 
 
 @pytest.mark.parametrize("margin", [2.0, 8.0, 14.0])

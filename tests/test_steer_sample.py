@@ -78,6 +78,27 @@ def test_greedy_finds_a_token_outside_the_kept_set(backend, device):
     assert tokens.item() == 4800
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_changes_no_draw(dtype, backend, device):
+    """Libraries set it while they build a model; there are only 256 bfloat16 numbers in [1/2, 1)."""
+    zeros = torch.zeros(200, 600, device=device)
+
+    def drawn():
+        generator = torch.Generator(device).manual_seed(5)
+        return svdecode.steer_sample(zeros, zeros, 0.3, alpha=0.0, generator=generator)
+
+    expected = drawn()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        found = drawn()
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert expected[0].unique().numel() > 150
+
+
 def test_reproducible_and_distributed_as_it_should_be(backend, device):
     pre, ft = (x.float().to(device) for x in model_rows(1, 40, spread=1.5))
     probabilities = svdecode.fused_steer(pre.double(), ft.double(), 0.8, alpha=0.02).logprobs.exp()[0]

@@ -98,7 +98,7 @@ template <bool WITH_KL, bool PLAIN>
 inline void add_sums(const Tile& tile, int begin, int count, Statistics& s) {
   const float* __restrict__ z = tile.z + begin;
   const float* __restrict__ a = tile.a + begin;
-  const float top = finite_or_zero(s.max), pre_top = s.pre_top, pre_max = finite_or_zero(s.pre_max);
+  const float top = finite_or_zero(s.max), pre_top = top_base(s), pre_max = finite_or_zero(s.pre_max);
   float total = 0, weighted = 0, pre_total = 0;
   int lost = 0;
 #pragma omp simd reduction(+ : total, weighted, pre_total) reduction(| : lost)
@@ -138,7 +138,7 @@ inline Statistics tile_statistics(const RowPair& pair, const Tile& tile) {
   Statistics s;
   s.max = max;
   s.pre_max = pre_max;
-  s.pre_top = top < tile.count ? finite_or_zero(a[top]) : 0.0f;
+  s.pre_top = top < tile.count ? a[top] : 0.0f;
   const bool plain = min - max >= LEAST && (WITH_KL ? pre_min - pre_max >= LEAST : pre_min > -INFINITE);
   for (int begin = 0; begin < tile.count; begin += CHUNK) {
     const int count = begin + CHUNK < tile.count ? CHUNK : tile.count - begin;

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <math.h>
+
 #include <functional>
 #include <random>
 #include <vector>
@@ -64,8 +66,9 @@ class Block {
     return block;
   }
 
-  void run(unsigned index, int threads, const std::function<void()>& kernel) {
-    block_index = dim3(index);
+  void run(dim3 index, dim3 grid, int threads, const std::function<void()>& kernel) {
+    block_index = index;
+    grid_size = grid;
     kernel_ = &kernel;
     if (static_cast<int>(fibers_.size()) < threads) fibers_ = std::vector<Fiber>(threads);
     threads_ = threads;
@@ -103,8 +106,18 @@ class Block {
     return half[from];
   }
 
+  // The bits that the lanes of the warp offer at the same vote.
+  uint32_t ballot(bool bit) {
+    const int first = thread / WARP * WARP;
+    const uint32_t* half = slots_.data() + threads_ * fibers_[thread].parity;
+    shuffle(bit, 0);
+    uint32_t bits = 0;
+    for (int lane = 0; lane < WARP; ++lane) bits |= half[first + lane] << lane;
+    return bits;
+  }
+
   int thread = 0;
-  dim3 block_index;
+  dim3 block_index, grid_size;
 
  private:
   static void enter() {
@@ -174,14 +187,21 @@ struct ThreadIndex {
     operator unsigned() const { return static_cast<unsigned>(Block::current().thread); }
   } x;
 };
-struct BlockIndex {
-  struct X {
-    operator unsigned() const { return Block::current().block_index.x; }
-  } x;
+// A member of the block that is running.
+template <dim3 Block::* FIELD, unsigned dim3::* AXIS>
+struct Coordinate {
+  operator unsigned() const { return Block::current().*FIELD.*AXIS; }
+};
+template <dim3 Block::* FIELD>
+struct Coordinates {
+  Coordinate<FIELD, &dim3::x> x;
+  Coordinate<FIELD, &dim3::y> y;
+  Coordinate<FIELD, &dim3::z> z;
 };
 
 // Run all blocks of a grid.
-inline void launch(unsigned blocks, int threads, const std::function<void()>& kernel) {
+inline void launch(dim3 grid, int threads, const std::function<void()>& kernel) {
+  const unsigned blocks = grid.x * grid.y * grid.z;
   std::vector<unsigned> order(blocks);
   for (unsigned b = 0; b < blocks; ++b) order[b] = b;
   const char* wanted = getenv("SVDECODE_EMULATION_ORDER");
@@ -191,13 +211,16 @@ inline void launch(unsigned blocks, int threads, const std::function<void()>& ke
     std::mt19937 random(blocks);
     for (unsigned b = blocks; b > 1; --b) std::swap(order[b - 1], order[random() % b]);
   }
-  for (const unsigned b : order) Block::current().run(b, threads, kernel);
+  for (const unsigned b : order) {
+    Block::current().run(dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y), grid, threads, kernel);
+  }
 }
 
 }  // namespace emulation
 
 static const emulation::ThreadIndex threadIdx;
-static const emulation::BlockIndex blockIdx;
+static const emulation::Coordinates<&emulation::Block::block_index> blockIdx;
+static const emulation::Coordinates<&emulation::Block::grid_size> gridDim;
 
 #define __syncthreads() emulation::Block::current().block_barrier(__LINE__)
 inline void __threadfence() {}
@@ -217,6 +240,16 @@ inline float __shfl_xor_sync(uint32_t, float x, int mask) {
   const int lane = emulation::Block::current().thread % emulation::WARP;
   return __uint_as_float(emulation::Block::current().shuffle(__float_as_uint(x), lane ^ mask));
 }
+inline int __shfl_xor_sync(uint32_t, int x, int mask) {
+  const int lane = emulation::Block::current().thread % emulation::WARP;
+  return static_cast<int>(emulation::Block::current().shuffle(static_cast<uint32_t>(x), lane ^ mask));
+}
+inline float __shfl_sync(uint32_t, float x, int lane) {
+  return __uint_as_float(emulation::Block::current().shuffle(__float_as_uint(x), lane));
+}
+inline unsigned __ballot_sync(uint32_t, bool bit) { return emulation::Block::current().ballot(bit); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float __shfl_up_sync(uint32_t, float x, int offset) {
   const int lane = emulation::Block::current().thread % emulation::WARP;
   return __uint_as_float(emulation::Block::current().shuffle(__float_as_uint(x), lane >= offset ? lane - offset : lane));

@@ -88,7 +88,7 @@ def negative_nll(source: Source, settings: Sequence[Setting]) -> Scores:
         rows = len(batch["labels"])
         sums = torch.empty(len(settings), rows, dtype=torch.float64)
         for family, members in families.items():
-            mus = torch.tensor([settings[i].mu for i in members], device=ft.device)
+            mus = torch.tensor([settings[i].mu for i in members], dtype=torch.float32, device=ft.device)
             nll = steered_nll(pre, ft, labels, mus, **family.keywords)
             sums[members] = nll.double().unflatten(0, (rows, -1)).sum(1).T.cpu()
         tokens = (labels != IGNORE_INDEX).unflatten(0, (rows, -1)).sum(1).cpu()

@@ -31,7 +31,7 @@ def beam_search(state: DecodingState, num_beams: int, new: int, stops: Tensor, p
     steered, batch = state.steered, len(state.tokens)
     finished: list[list[tuple[float, Tensor]]] = [[] for _ in range(batch)]
     done = [False] * batch
-    scores = torch.zeros(batch, 1, device=state.tokens.device)
+    scores = torch.zeros(batch, 1, dtype=torch.float32, device=state.tokens.device)
     keep = num_beams * max(2, 1 + len(stops))  # enough that `num_beams` of them do not end
     for step in range(1, new + 1):
         pre, ft = state.next_logits()

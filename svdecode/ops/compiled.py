@@ -66,7 +66,9 @@ def sources() -> str:
 
 
 # Constants, not functions: torch.compile reads them while it traces.
-WHY_MISSING = _why_missing(_library())
+LIBRARY = _library()
+"""The file of the compiled operators, or None."""
+WHY_MISSING = _why_missing(LIBRARY)
 """Why backend "cpu" is not here, or None."""
 CUDA_IS_EMULATED = bool(os.environ.get("SVDECODE_CUDA_EMULATION"))
 """Whether backend "cuda" runs on CPU tensors."""

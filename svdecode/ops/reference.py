@@ -111,7 +111,7 @@ def steered_logits(rows: Rows, mu: Tensor, penalty: float) -> Tensor:
 
 
 def _steered_logprobs(rows: Rows, mu: float | Tensor, penalty: float) -> Tensor:
-    mu = torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape)
+    mu = torch.as_tensor(mu, dtype=rows.z.dtype).to(rows.z).expand(rows.kl.shape)
     return torch.log_softmax(steered_logits(rows, mu, penalty), -1)
 
 
@@ -134,7 +134,7 @@ def fused_steer(
     mu_star = strength_from_moments(moments, labels, eps) if moments is not None else None
     if mu is None:
         mu = mu_star if mu_star is not None else 1.0
-    mu = torch.as_tensor(mu).to(rows.z).expand(rows.kl.shape)
+    mu = torch.as_tensor(mu, dtype=rows.z.dtype).to(rows.z).expand(rows.kl.shape)
     logprobs = _nan_where_invalid(_steered_logprobs(rows, mu, penalty), rows)
     return (
         logprobs if out is None else out.copy_(logprobs),

@@ -58,7 +58,8 @@ def steer_sample(
         strength = strength.detach()  # a draw has no gradient
     uniform = None  # greedy reads none
     if temperature != 0:
-        uniform = torch.rand(logits_ft.shape[:-1], generator=generator, device=logits_ft.device)
+        shape, device = logits_ft.shape[:-1], logits_ft.device
+        uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
     settings = (uniform, temperature, top_k, top_p, alpha, penalty, direction)
     return _STEER_SAMPLE(backend, (logits_pre, logits_ft, strength, *settings))
 

@@ -70,7 +70,8 @@ def _counts(sequences: int, width: int, seed: int, number: int) -> Iterator[Tens
 
 
 def _of_sums(tokens: TokenStatistics, index: Tensor, count: int, seed: int, number: int) -> dict[str, Tensor]:
-    columns = torch.cat([torch.ones(len(tokens), 1), tokens.mu_star[:, None], tokens.moments], 1)
+    ones = torch.ones(len(tokens), 1, dtype=tokens.mu_star.dtype)
+    columns = torch.cat([ones, tokens.mu_star[:, None], tokens.moments], 1)
     sums = per_sequence(columns, index, count)
     drawn = torch.cat([counts @ sums for counts in _counts(count, count, seed, number)])
     tokens_drawn, strengths, n, d, h = drawn.unbind(1)
