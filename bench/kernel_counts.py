@@ -18,6 +18,7 @@ from processor import WARP, Program
 from ways import first_wide_load, loads_before_first_wait, path
 
 CUDA_SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+BFLOAT16 = 1
 COUNTED_PIPES = {"alu": ("alu",), "fma": ("fma", "heavy"), "xu": ("xu",), "lsu": ("lsu",)}
 
 
@@ -74,6 +75,7 @@ def compile_cuda(source: str, target: int) -> dict[str, Kernel]:
             "nvcc",
             "-cubin",
             "-O3",
+            "--fmad=false",
             "-std=c++17",
             f"-arch=sm_{target}",
             "-o",
@@ -100,8 +102,8 @@ def find_cuda(source: str, name: str, target: int) -> Kernel:
 
 
 def bfloat16_only(name: str) -> bool:
-    """Whether bfloat16 is the only type in a demangled name."""
-    return "bfloat16" in name and not re.search(r"\b(float|__half)\b", name.replace("__nv_bfloat16", ""))
+    """Whether a demangled name is that of the instance for bfloat16 (`Dtype` in csrc/arguments.h)."""
+    return f"_kernel<{BFLOAT16}>" in name
 
 
 def count(kernel: Kernel, work: Work) -> dict[str, object]:

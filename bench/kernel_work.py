@@ -17,7 +17,7 @@ from svdecode.kernels import settings
 SPLIT, TILE = settings.SPLIT, settings.TILE
 VECTOR = 2
 """MODE of the backward of `steering_vector`."""
-CUDA_SPLIT, CUDA_WARPS = 2048, 8
+CUDA_SPLIT, CUDA_WARPS = 4096, 8
 
 
 class Work(NamedTuple):
@@ -138,12 +138,15 @@ def _dense(with_kl: bool) -> Operator:
 
 _GREEDY = (*_STEER, ("GREEDY", True))
 _CUDA_STREAM = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
-# The last block of a row reads each of the LIKELY splits with a kept token twice: for their normaliser and for their log-probs.
-_CUDA_LAST = Work(CUDA_SPLIT, read=4 + 8 * LIKELY, written=4 + 4 * LIKELY)
+# The last block of a row reads each of the LIKELY tiles with a kept token twice, a warp for each: as much again as a split.
+_CUDA_LAST = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
+
+CUDA_TILE, CUDA_THREADS = 512, 256
 
 
-def _twice_each_split(vocabulary: int) -> int:
-    return 2 * cuda_splits(1, vocabulary)
+def _rounds_over_tiles(vocabulary: int) -> int:
+    """The last block looks at all tiles of its row, a thread for each, twice: to merge them and to find the kept ones."""
+    return 2 * math.ceil(vocabulary / CUDA_TILE / CUDA_THREADS)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -159,7 +162,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "dense with KL, CUDA": Operator(
         8,
-        [Launch("steer_kernel", _CUDA_STREAM, _CUDA_LAST, cuda_splits, 1, (), "fused_steer.cu", _twice_each_split)],
+        [Launch("steer_kernel", _CUDA_STREAM, _CUDA_LAST, cuda_splits, 1, (), "fused_steer.cu", _rounds_over_tiles)],
         memsets=1,
     ),
 }

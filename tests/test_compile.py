@@ -14,6 +14,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "bench" / "compile_report.py"
 TARGETS = {"sm_80", "sm_90", "sm_100", "sm_120"}
 MAX_REGISTERS = 168  # three programs of 128 threads on a processor's 65,536
+STREAMS = ("row_statistics_kernel", "logits_gradient_kernel")  # may have more for float32 logits (kernels/settings.py)
 MERGE_ONLY = {
     "gradient_coefficients_kernel[]",
     "pick_token_kernel[]",
@@ -54,7 +55,8 @@ def test_every_kernel_compiles_for_every_target(rows):
 
 def test_nothing_spills(rows):
     assert not [row for row in rows if row["spilled"]]
-    assert not [row for row in rows if row["registers"] > MAX_REGISTERS]
+    assert not [row for row in rows if row["registers"] > MAX_REGISTERS and not row["kernel"].startswith(STREAMS)]
+    assert not [row for row in rows if row["registers"] > MAX_REGISTERS and row["dtypes"] == "bf16/bf16"]
 
 
 def test_streaming_loads_are_16_bytes_wide(rows):

@@ -21,12 +21,13 @@ NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not inst
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 STREAM = {"spilled": 0, "before_first_load": 60, "loads_before_first_wait": True}
+CUDA_STREAM = {**STREAM, "before_first_load": 110}  # its pointers and strides come from structs
 GATES: dict[str, dict[str, float | bool]] = {
     "row_statistics_kernel[with_kl=1": {"instructions": 30, "alu": 12, **STREAM},
     "row_statistics_kernel[with_kl=0": {"instructions": 25, "alu": 12, **STREAM},
-    "CUDA steer_kernel": {"instructions": 40, **STREAM},
-    "CUDA sample_kernel": {"instructions": 40, **STREAM},
-    "CUDA topk_kernel": {"instructions": 40, **STREAM},
+    "CUDA steer_kernel": {"instructions": 40, **CUDA_STREAM},
+    "CUDA sample_kernel": {"instructions": 40, **CUDA_STREAM},
+    "CUDA topk_kernel": {"instructions": 40, **CUDA_STREAM},
 }
 """How the name of a variant begins (`KERNEL_VARIANTS`, as `bench/compile_report.py` prints it): the most that it may have.
 
