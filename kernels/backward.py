@@ -15,7 +15,7 @@ come from:
 
 Launches: `tile_maxima_kernel`, then `steer_gradient_sums_kernel` and `gradient_coefficients_kernel` (STEER) or
 `strength_gradient_kernel` (NLL), all in `gradient_sums.py`; then `delta_gradient_sums_kernel` and `logits_gradient_kernel` in
-`logits_gradient.py`.
+`logits_gradient.py` over `token_gradients.py`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from svdecode.kernels.gradient_sums import (
     tile_maxima_kernel,
 )
 from svdecode.kernels.launch import launch
-from svdecode.kernels.logits_gradient import NLL, STEER, VECTOR, delta_gradient_sums_kernel, logits_gradient_kernel
+from svdecode.kernels.logits_gradient import delta_gradient_sums_kernel, logits_gradient_kernel
 from svdecode.kernels.row_layout import RowLayout, on_device_of
 from svdecode.kernels.row_statistics import Workspace
 from svdecode.kernels.settings import LAUNCH, groups
+from svdecode.kernels.token_gradients import NLL, STEER, VECTOR
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:
