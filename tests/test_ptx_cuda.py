@@ -63,9 +63,6 @@ def test_fused_steer_in_any_order_of_blocks(cuda, order, penalty, direction, lab
         assert torch.equal(value, again[name]), name
 
 
-@pytest.mark.xfail(
-    raises=Fault, strict=True, reason="normaliser_kernel reads kept sums whole while other blocks write a part"
-)
 def test_own_strength_with_a_finite_penalty(cuda):
     pre, ft = model_rows(2, 4200, dtype=torch.float32)
     check_steer(cuda, pre, ft, kept_labels(ft), penalty=-1.0)

@@ -74,7 +74,10 @@ def build(csrc: Path = CSRC, target: int = 90, folder: Path = ROOT / "build" / "
             *objects,
         ]
         subprocess.run([*link, "-o", "host.so"], cwd=work, check=True)
-        work.rename(done)
+        try:
+            work.rename(done)
+        except OSError:  # another process has built the same in the meantime
+            shutil.rmtree(work)
     return done / "host.so", sorted(done / f"{path.stem}.ptx" for path in sources)
 
 
