@@ -152,6 +152,13 @@ def two_model_logits(model: PeftModel, ids: Tensor, mask: Tensor) -> tuple[Tenso
     return found[0], found[1]
 
 
+@torch.no_grad()
+def two_model_forwards(model: PeftModel, **inputs: object) -> tuple[Tensor, Tensor]:
+    """Logits of both models by plain forwards of two separate models, without a cache."""
+    pretrained, adapted, _ = _separate(model)
+    return tuple(separate(**inputs, use_cache=False).logits for separate in (pretrained, adapted))
+
+
 def stateless(model: PeftModel, ids: Tensor, mask: Tensor, steps: int, choose) -> Tensor:
     """Decode by recomputing everything at each step; choose(pre, ft) picks the tokens."""
     ended = torch.zeros(len(ids), dtype=torch.bool)

@@ -12,6 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from svdecode.models.image_inputs import modules_for_images
+
 # Layers that get (rows x tokens, features), by the type of the model.
 _FLATTENED = {"opt": ("fc1", "fc2")}
 
@@ -19,11 +21,15 @@ _FLATTENED = {"opt": ("fc1", "fc2")}
 class HalvedLayer(nn.Module):
     """An adapter layer whose base layer alone computes the first half of the rows."""
 
-    def __init__(self, adapted: nn.Module, name: str) -> None:
-        """Wrap a BaseTunerLayer, or a wrapper of a saved module or of trained tokens; `name` is for messages."""
+    def __init__(self, adapted: nn.Module, name: str, of_images: bool = False) -> None:
+        """Wrap a BaseTunerLayer, or a wrapper of a saved module or of trained tokens; `name` is for messages.
+
+        With `of_images` the rows are images or patches, of both models, and there may be any number of them.
+        """
         super().__init__()
         self.adapted = adapted
         self.name = name
+        self.of_images = of_images
         self.batch = self.tokens = 0
 
     @property
@@ -33,14 +39,22 @@ class HalvedLayer(nn.Module):
 
     def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
         """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
-        if x.shape[0] not in (2 * self.batch, self.tokens):
+        rows = x.shape[0]
+        if rows not in (2 * self.batch, self.tokens) and not (self.of_images and rows % 2 == 0):
             raise RuntimeError(
-                f"{self.name} is given {x.shape[0]} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
+                f"{self.name} is given {rows} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
                 "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
             )
-        half = x.shape[0] // 2
-        base = self.base(x[:half], *arguments, **keywords)
-        return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
+
+        def part(start: int, end: int) -> tuple[list, dict]:
+            def of(value: object) -> object:
+                return value[start:end] if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] else value
+
+            return [of(value) for value in arguments], {name: of(value) for name, value in keywords.items()}
+
+        first, second = part(0, rows // 2), part(rows // 2, rows)
+        base = self.base(x[: rows // 2], *first[0], **first[1])
+        return torch.cat([base, self.adapted(x[rows // 2 :], *second[0], **second[1])])
 
     def __getattr__(self, name: str) -> object:
         """The base layer answers what else a model asks of the layer, such as its weight's dtype."""
@@ -79,6 +93,7 @@ class PairedLayers:
     def __init__(self, model: nn.Module) -> None:
         """Take over the layers of `model`, a tree of its own (`share_weights`) that may be changed."""
         self.batch = self.tokens = 0
+        self.for_images = modules_for_images(model)
         self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
         # (layer, adapter, its scale, a weight of its dtype and device)
@@ -88,12 +103,13 @@ class PairedLayers:
     def _take_over(self, module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
-            if _takes_row_scale(child, name in self.flattened):
+            of_images = id(child) in self.for_images
+            if not of_images and _takes_row_scale(child, name in self.flattened):
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
                 if not child.disable_adapters:
                     self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
             elif is_adapted(child):
-                halved = HalvedLayer(child, path)
+                halved = HalvedLayer(child, path, of_images)
                 self.halved.append(halved)
                 module._modules[name] = halved
             else:

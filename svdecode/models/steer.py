@@ -15,6 +15,7 @@ from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_ad
 from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
+from svdecode.models.image_inputs import pairs_images
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.shared_weights import share_weights
@@ -136,12 +137,13 @@ def _exact_mode(
         raise ValueError(
             f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
         )
-    can_pair = own and not _mixes_rows(ft)
+    can_pair = own and not _mixes_rows(ft) and pairs_images(ft)
     if prompted_twice and (mode in ("lazy", "two_pass") or not can_pair):
         raise ValueError(f"mode={mode!r}: a prompt-learning adapter on both sides needs mode='paired'")
     if mode == "paired" and not can_pair:
         raise ValueError(
-            "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"
+            "mode='paired' needs an adapter, no pretrained=, and a model without experts and (but for the types in "
+            "svdecode.models.image_inputs.PAIRED) without a tower for images: use mode='two_pass'"
         )
     if mode == "paired" or (mode == "auto" and can_pair):
         return "paired"
