@@ -90,7 +90,8 @@ ARCHITECTURES: dict[str, tuple[dict, Callable, dict]] = {
     "gemma3": (
         {
             "text_config": {
-                **_TEXT, "sliding_window": 6, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"],
+                **_TEXT, "sliding_window": 6, "query_pre_attn_scalar": 8,
+                "layer_types": ["sliding_attention", "full_attention"],
             },
             "vision_config": {**_TOWER, "image_size": 16, "vision_use_head": False},
             "mm_tokens_per_image": 4, "boi_token_index": START, "eoi_token_index": END,

@@ -15,7 +15,6 @@ from tiny import (
     tiny_lora,
     tiny_model,
     tiny_prompt,
-    two_model_logits,
 )
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,17 +200,6 @@ def test_a_cache_that_is_cropped_to_its_virtual_tokens(kind):
         first.past_key_values.crop(-IDS.shape[1])
         again = steered(input_ids=IDS, past_key_values=first.past_key_values)
     torch.testing.assert_close(again.logits, first.logits, rtol=1e-4, atol=1e-4)
-
-
-def test_virtual_tokens_in_a_sliding_window():
-    steered = svdecode.steer(tiny_prompt("prompt tuning", "gemma2"), mu=MU)
-    ids, mask = left_padded((7, 4))
-    with pytest.raises(ValueError, match="more than the model's window of 8"):
-        steered.generate(ids, attention_mask=mask, max_new_tokens=2)
-    pre, ft = two_model_logits(tiny_prompt("prompt tuning", "gemma2"), ids[:1], mask[:1])
-    with torch.no_grad():
-        logits = steered(input_ids=ids[:1]).logits
-    torch.testing.assert_close(logits[:, -1], steered_logprobs(pre, ft, MU)[:, -1], rtol=1e-3, atol=1e-3)
 
 
 def test_prompt_encoders_do_not_drop_out():

@@ -31,6 +31,8 @@ TARGETS = {
 
 @functools.lru_cache(maxsize=2)
 def adapted(name, where):
+    if (name, where) == ("gemma3", "projector"):
+        pytest.skip("its projector is a matrix, which modules_to_save trains")
     model = get_peft_model(image_model(name), LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **TARGETS[where]))
     torch.manual_seed(3)
     randomise(model)

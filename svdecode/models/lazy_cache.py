@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from svdecode.models.buffered_cache import buffered_cache, keeps_keys_and_values
+from svdecode.models.buffered_cache import buffered_cache
 from svdecode.models.forward_inputs import CACHE, last_logits, takes_positions
+from svdecode.models.reach import frequencies_change, keeps_keys_and_values
 
 ROOM = 64
 
@@ -39,11 +40,11 @@ class LazyCache:
     @staticmethod
     def why_not(model: PreTrainedModel) -> str | None:
         """What this model lacks for lazy mode, as a state-space model does; None if nothing."""
-        return (
-            None
-            if keeps_keys_and_values(model)
-            else "a model whose layers all keep keys and values: use mode='two_pass'"
-        )
+        if not keeps_keys_and_values(model):
+            return "a model whose layers all keep keys and values: use mode='two_pass'"
+        if frequencies_change(model):
+            return "rotary frequencies that do not depend on the length: waiting tokens would get another one's"
+        return None
 
     def reset(self) -> None:
         """Forget everything."""

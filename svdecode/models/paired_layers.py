@@ -6,12 +6,15 @@ half of the rows and the adapted layer the other. Both are exact, as `tests/test
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from svdecode.models.forward_inputs import CACHE_NAMES
 from svdecode.models.image_inputs import modules_for_images
 
 # Layers that get (rows x tokens, features), by the type of the model.
@@ -37,24 +40,28 @@ class HalvedLayer(nn.Module):
         """The layer without the adapter."""
         return without_adapter(self.adapted)
 
-    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+    def forward(self, *arguments: object, **keywords: object) -> Tensor:
         """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
-        rows = x.shape[0]
-        if rows not in (2 * self.batch, self.tokens) and not (self.of_images and rows % 2 == 0):
+        tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor) and value.dim()]
+        rows = tensors[0].shape[0]
+        known = rows in (2 * self.batch, self.tokens) or (self.of_images and rows % 2 == 0)
+        if not known or any(value.shape[0] != rows for value in tensors):
             raise RuntimeError(
-                f"{self.name} is given {rows} rows and not {2 * self.batch}: this model mixes the rows of a batch, "
-                "and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
+                f"{self.name} is given {[value.shape[0] for value in tensors]} rows and not {2 * self.batch}: this model mixes "
+                "the rows of a batch, and pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
             )
-
-        def part(start: int, end: int) -> tuple[list, dict]:
-            def of(value: object) -> object:
-                return value[start:end] if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1] else value
-
-            return [of(value) for value in arguments], {name: of(value) for name, value in keywords.items()}
-
-        first, second = part(0, rows // 2), part(rows // 2, rows)
-        base = self.base(x[: rows // 2], *first[0], **first[1])
-        return torch.cat([base, self.adapted(x[rows // 2 :], *second[0], **second[1])])
+        halves = []
+        for layer, half in ((self.base, slice(0, rows // 2)), (self.adapted, slice(rows // 2, rows))):
+            own = [value[half] if isinstance(value, Tensor) and value.dim() else value for value in arguments]
+            named = {
+                k: value[half] if isinstance(value, Tensor) and value.dim() else value for k, value in keywords.items()
+            }
+            halves.append(layer(*own, **named))
+        if not all(isinstance(half, Tensor) for half in halves):
+            raise RuntimeError(
+                f"{self.name} gives more than one tensor, which two halves of the rows cannot. Use mode='two_pass'"
+            )
+        return torch.cat(halves)
 
     def __getattr__(self, name: str) -> object:
         """The base layer answers what else a model asks of the layer, such as its weight's dtype."""
@@ -74,6 +81,16 @@ def without_adapter(module: nn.Module) -> nn.Module:
     while is_adapted(module):
         module = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
     return module
+
+
+def wrapped_block(model: nn.Module) -> str | None:
+    """The name of a saved module that writes into the cache, which two halves of the rows cannot do one after another."""
+    for name, module in model.named_modules():
+        if is_adapted(module):
+            parameters = inspect.signature(without_adapter(module).forward).parameters
+            if any(cache in parameters for cache in (*CACHE_NAMES, "layer_past", "past_key_value", "cache_params")):
+                return name
+    return None
 
 
 def _takes_row_scale(layer: nn.Module, flattened: bool) -> bool:

@@ -15,9 +15,10 @@ from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_ad
 from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
-from svdecode.models.image_inputs import pairs_images
+from svdecode.models.image_inputs import PAIRED, pairs_images
 from svdecode.models.lazy_cache import LazyCache
-from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.paired_layers import PairedLayers, wrapped_block
+from svdecode.models.reach import frequencies_change
 from svdecode.models.shared_weights import share_weights
 from svdecode.models.steered_class import steered_class
 from svdecode.models.steered_model import SteeredModel
@@ -83,7 +84,7 @@ def steer(
     own = pretrained is None or pretrained is model
     prompted = isinstance(model, PeftModel) and is_prompt_learning(model)
     settings = _settings(model, mu, alpha, penalty, direction)
-    exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
+    exact = _exact_mode(mode, ft, others, own, prompted, pretrained is model, settings.penalty)
 
     steered: Any = share_weights(ft)
     steered.__class__ = steered_class(type(ft))
@@ -130,21 +131,25 @@ def _other_models(ft: PreTrainedModel, model: object, pretrained: object) -> lis
 
 
 def _exact_mode(
-    mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, prompted_twice: bool, penalty: float
+    mode: str,
+    ft: PreTrainedModel,
+    others: list[PreTrainedModel],
+    own: bool,
+    prompted: bool,
+    both_sides: bool,
+    penalty: float,
 ) -> str:
     """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
     if not (takes(ft, CACHE) and keeps_some_keys(ft)):
         raise ValueError(
             f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
         )
-    can_pair = own and not _mixes_rows(ft) and pairs_images(ft)
-    if prompted_twice and (mode in ("lazy", "two_pass") or not can_pair):
+    unlike = own and _why_not_paired(ft, prompted)
+    can_pair = own and not unlike
+    if prompted and both_sides and (mode in ("lazy", "two_pass") or not can_pair):
         raise ValueError(f"mode={mode!r}: a prompt-learning adapter on both sides needs mode='paired'")
     if mode == "paired" and not can_pair:
-        raise ValueError(
-            "mode='paired' needs an adapter, no pretrained=, and a model without experts and (but for the types in "
-            "svdecode.models.image_inputs.PAIRED) without a tower for images: use mode='two_pass'"
-        )
+        raise ValueError(f"mode='paired' needs {unlike or 'an adapter, and no pretrained='}: use mode='two_pass'")
     if mode == "paired" or (mode == "auto" and can_pair):
         return "paired"
     why = None
@@ -160,10 +165,18 @@ def _exact_mode(
     return "two_pass" if why or mode == "two_pass" else "lazy"
 
 
-def _mixes_rows(model: PreTrainedModel) -> bool:
-    """Whether the model routes single tokens, out of their rows, to experts."""
+def _why_not_paired(model: PreTrainedModel, prompted: bool) -> str | None:
+    """What a model lacks for one forward of both models' rows; None if nothing."""
     config = model.config.get_text_config(decoder=True)
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "a model without experts, which are given single tokens out of their rows"
+    if not pairs_images(model):
+        return f"a model without a tower for images, or one of {', '.join(PAIRED)}"
+    if block := wrapped_block(model):
+        return f"an adapter that saves no module with a cache ({block} has one)"
+    if prompted and frequencies_change(model):
+        return "rotary frequencies that do not depend on the length, which virtual tokens add to on one side"
+    return None
 
 
 def _settings(

@@ -34,7 +34,7 @@ from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.lazy_forward import catch_up, rows_needed
 from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
-from svdecode.models.steered_cache import check_empty, companion_of, extend
+from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.fused_steer import fused_steer
 from svdecode.ops.setting import Setting
@@ -170,6 +170,8 @@ class SteeredModel(ImageInputs):
             output = self._forward(rows_of_both(pre, ft, batch), masked_rows=masked, pairs=batch)
         if output["logits"].dim() != 3 or output["logits"].shape[0] != 2 * batch:
             raise RuntimeError(f"{type(self).__name__} reshapes the rows of a batch: use mode='two_pass'")
+        if isinstance(ft.get(CACHE), SteeredCache):
+            ft[CACHE].batch = batch
         trim(output, batch, length)
         return output["logits"][:batch], output["logits"][batch:], output
 

@@ -1,0 +1,54 @@
+"""How far the layers of a model see, and whether what they compute depends on more than the tokens in front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "local_attention")
+"""What configurations call the number of tokens that a layer sees."""
+
+_CHANGING = ("dynamic", "longrope")
+"""Rotary frequencies that another length changes, for the tokens in front too."""
+
+
+def _text_config(model: PreTrainedModel) -> object:
+    return model.config.get_text_config(decoder=True)
+
+
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Whether all layers of a model's cache do: state-space layers do not."""
+    layers = DynamicCache(config=_text_config(model)).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def window_of(model: PreTrainedModel) -> int | None:
+    """The least number of tokens that a layer sees; 0 where a layer keeps a state of them instead, None where all see all."""
+    if not keeps_keys_and_values(model):
+        return 0
+    config = _text_config(model)
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    return min((window for window in windows if isinstance(window, int) and window > 0), default=None)
+
+
+def frequencies_change(model: PreTrainedModel) -> bool:
+    """Whether the length of a sequence changes the rotary frequencies of its tokens."""
+    parameters = getattr(_text_config(model), "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
+    return any(kind.get("rope_type") in _CHANGING for kind in kinds)
+
+
+def frequencies_change_at(model: PreTrainedModel) -> int | None:
+    """The number of tokens after which a model takes other frequencies once and for all (longrope); None for no such step."""
+    config = _text_config(model)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "longrope":
+        return None
+    return getattr(config, "original_max_position_embeddings", None) or parameters["original_max_position_embeddings"]
+
+
+def masks_itself(model: PreTrainedModel) -> bool:
+    """Whether a layer makes its mask from the number of keys, as GPT-Neo's local ones do: a static cache has too many."""
+    return "local" in getattr(_text_config(model), "attention_layers", ())
