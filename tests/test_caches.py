@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 import svdecode
 from svdecode.decoding import state as decoding_state
-from svdecode.models.forward_inputs import CACHE
+from svdecode.models.forward_inputs import CACHE, takes
 
 MODES = ["paired", "lazy", "two_pass"]
 MU, ALPHA = 1.7, 0.02
@@ -183,3 +183,31 @@ def test_virtual_tokens_do_not_lengthen_the_other_model(kind):
     mask = torch.ones_like(ids)
     got = steered.generate(ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
     assert got.tolist() == stateless(model, ids, mask, 1, choose).tolist()
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+def test_models_that_keep_nothing_but_a_state(name):
+    base = tiny_causal(name)
+    if not takes(base, CACHE):
+        with pytest.raises(ValueError, match="need transformers 5.24"):
+            svdecode.steer(base, pretrained=base, mu=MU)
+        return
+    model = lora_on(base, ["in_proj"])
+    ids, mask = left_padded()
+    expected = stateless(model, ids, mask, 8, choose).tolist()
+    for mode in ("paired", "two_pass"):
+        steered = svdecode.steer(model, mu=MU, alpha=ALPHA, mode=mode)
+        options = dict(attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=1)
+        assert steered.generate(ids, **options).tolist() == expected
+        assert svdecode.generate(steered, ids, mask, max_new_tokens=8, eos_token_id=1).tolist() == expected
+        beams = [steered.generate(ids, **options, num_beams=3, use_cache=cached).tolist() for cached in (True, False)]
+        assert beams[0] == beams[1]
+        assert svdecode.generate(steered, ids, mask, max_new_tokens=8, num_beams=3, eos_token_id=1).tolist() == beams[1]
+    with pytest.raises(ValueError, match="layers all keep keys and values"):
+        svdecode.steer(model, mu=MU, mode="lazy")
+    with pytest.raises(ValueError, match="a state does not tell how long"):
+        svdecode.steer(model, pretrained=model, mu=MU)(input_ids=ids, pretrained_input_ids=ids)
+    config = PromptTuningConfig(num_virtual_tokens=3, num_attention_heads=1, task_type="CAUSAL_LM")
+    prompted = get_peft_model(tiny_causal(name), config)
+    with pytest.raises(ValueError, match="train a LoRA instead"):
+        svdecode.steer(prompted, mu=MU)

@@ -23,8 +23,6 @@ from transformers import (
     BloomConfig,
     BloomForCausalLM,
     DynamicCache,
-    MambaConfig,
-    MambaForCausalLM,
     StaticCache,
     T5Config,
     T5ForConditionalGeneration,
@@ -79,13 +77,6 @@ def test_the_cache_may_have_the_name_of_any_version():
         first = steered.generate(IDS, max_new_tokens=2, return_dict_in_generate=True, do_sample=False)
         again = steered.generate(first.sequences, max_new_tokens=2, do_sample=False, **{name: first[CACHE]})
         assert torch.equal(again, steered.generate(IDS, max_new_tokens=4, do_sample=False))
-
-
-def test_models_without_keys_and_values_are_refused():
-    model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2, state_size=4))
-    lora = get_peft_model(model, LoraConfig(r=2, target_modules=["in_proj"], task_type="CAUSAL_LM"))
-    with pytest.raises(ValueError, match="not one of keys and values"):
-        svdecode.steer(lora, mu=MU)
 
 
 def test_encoder_decoder_models_are_refused():

@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from svdecode.models.buffered_cache import buffered_cache
 from svdecode.models.forward_inputs import CACHE, last_logits, positions_of, takes_positions
-from svdecode.models.reach import frequencies_change_at, keeps_keys_and_values, masks_itself
+from svdecode.models.reach import frequencies_change_at, keeps_keys_and_values, keeps_some_keys, masks_itself
 from svdecode.models.steered_model import SteeredModel
 
 
@@ -32,6 +32,7 @@ class DecodingState:
         if attention_mask is not None:
             self._mask[:, :prompt] = attention_mask
         self._positions = positions_of(self._mask)
+        self._only_states = not keeps_some_keys(steered)
         self._room, self._change = prompt + new, frequencies_change_at(steered)
         self._cache = _empty_cache(steered, self._room)
 
@@ -45,14 +46,14 @@ class DecodingState:
         extra = last_logits(self.steered, 1)
         if takes_positions(self.steered):
             extra["position_ids"] = self._positions[:, self._start : self.end]
+        if self._only_states:  # which take the mask of the new tokens alone
+            extra["attention_mask"] = self._mask[:, self._start : self.end]
         # The mask of a static cache has all slots at every step: one shape, one CUDA graph.
         shown = self._mask if isinstance(self._cache, StaticCache) else self._mask[:, : self.end]
         pre, ft, _ = self.steered.logits_to_steer(
             input_ids=self.tokens[:, self._start : self.end],
-            attention_mask=shown,
             use_cache=True,
-            **{CACHE: self._cache},
-            **extra,
+            **{"attention_mask": shown, CACHE: self._cache, **extra},
         )
         return pre[:, -1], ft[:, -1]
 

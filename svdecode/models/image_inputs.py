@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from svdecode.models.forward_inputs import takes, text_positions
+from svdecode.models.reach import keeps_some_keys
 from svdecode.models.rows_of_both import FEATURES, STANDARD, is_of_images, of_both
 
 PAIRED = (*("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"),)
@@ -66,6 +67,10 @@ def check_arguments(
     """ValueError for arguments of a forward that would reach one model alone, or reach both and mean something else there."""
     if inputs.get(FEATURES) is not None and not isinstance(inputs[FEATURES], FeaturesOfBoth) and inputs.pop(FEATURES):
         raise ValueError(f"{FEATURES} are of one model, or of one chunk of a prompt: pass pixel_values, in one chunk")
+    if own_prompt and not keeps_some_keys(model):
+        raise ValueError(
+            "pretrained_input_ids need a model with keys and values: a state does not tell how long a prompt was"
+        )
     images = [*given_images(inputs), *(name for name in (FEATURES,) if inputs.get(name))]
     if images and own_prompt:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "local_attention")
 """What configurations call the number of tokens that a layer sees."""
@@ -22,6 +22,12 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
     """Whether all layers of a model's cache do: state-space layers do not."""
     layers = DynamicCache(config=_text_config(model)).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def keeps_some_keys(model: PreTrainedModel) -> bool:
+    """Whether a layer of a model's cache does: in a pure state-space model none."""
+    layers = DynamicCache(config=_text_config(model)).layers
+    return not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
 
 def window_of(model: PreTrainedModel) -> int | None:

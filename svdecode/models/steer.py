@@ -12,13 +12,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from svdecode.common.versions import warn_untested
 from svdecode.constants import Direction
 from svdecode.models.adapters import adapter_fingerprint, causal_lm_of, check_adapter, is_prompt_learning, pretrained_of
-from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.image_inputs import PAIRED, pairs_images
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers, wrapped_block
-from svdecode.models.reach import frequencies_change
+from svdecode.models.reach import frequencies_change, keeps_some_keys
 from svdecode.models.shared_weights import share_weights
 from svdecode.models.steered_class import steered_class
 from svdecode.models.steered_model import SteeredModel
@@ -140,9 +139,14 @@ def _exact_mode(
     penalty: float,
 ) -> str:
     """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
-    if not (takes(ft, CACHE) and keeps_some_keys(ft)):
+    if not takes(ft, CACHE):
         raise ValueError(
-            f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
+            f"model is a {type(ft).__name__}, whose forward has no argument {CACHE}: it cannot be steered (Mamba models need "
+            "transformers 5.24)"
+        )
+    if prompted and not keeps_some_keys(ft):
+        raise ValueError(
+            f"model is a {type(ft).__name__}, whose state does not tell virtual tokens from a prompt: train a LoRA instead"
         )
     unlike = own and _why_not_paired(ft, prompted)
     can_pair = own and not unlike

@@ -118,9 +118,17 @@ def _extended(kind: type) -> type:
     return type(f"Steered{kind.__name__}", (SteeredCache, kind), {})
 
 
+def length_of(cache: Cache) -> int:
+    """Tokens that a cache holds; 1 for any number of them where all layers keep a state, which does not tell."""
+    linear = getattr(cache, "is_linear", ())
+    if len(linear) and all(linear):
+        return int(cache.has_previous_state())
+    return int(cache.get_seq_length())
+
+
 def check_empty(cache: Cache) -> None:
     """ValueError for a cache that another model has filled."""
-    if cache.get_seq_length() > 0:
+    if length_of(cache) > 0:
         raise ValueError(
             "the cache holds tokens of one model only, or of another steered one: start from an empty cache"
         )

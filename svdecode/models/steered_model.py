@@ -34,7 +34,7 @@ from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.lazy_forward import catch_up, rows_needed
 from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
-from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend
+from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend, length_of
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.fused_steer import fused_steer
 from svdecode.ops.setting import Setting
@@ -114,7 +114,7 @@ class SteeredModel(ImageInputs):
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
             raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
         own, cache = keywords.get("pretrained_input_ids"), keywords.get(CACHE)
-        started = cache is not None and cache.get_seq_length() > 0
+        started = cache is not None and length_of(cache) > 0
         if own is not None and not started and (ids is None or own.shape != ids.shape):
             raise ValueError(
                 "pretrained_input_ids must be left-padded to the shape of the prompt, "
@@ -228,7 +228,7 @@ class SteeredModel(ImageInputs):
 
     def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
         if hasattr(cache, "inside_forward") and cache.owner() is self:
-            filled = cache.get_seq_length() > 0
+            filled = length_of(cache) > 0
             if filled and cache.own_prompt and not own_prompt:
                 raise ValueError("the cache began with pretrained_input_ids: pass them again")
             if filled or cache.own_prompt == own_prompt:
