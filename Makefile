@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' requirements.txt)
 # The tests that touch transformers and peft: what another version of these can break.
-MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py lazy.py recipes.py tuners.py warmstart.py \
+MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py arguments.py caches.py images.py lazy.py recipes.py tuners.py warmstart.py \
 	calibration.py collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
 
-.PHONY: env demo test test-newest test-oldest bench lint docs clean
+.PHONY: env demo test test-matrix test-newest test-oldest bench lint docs clean
 
 env: $(READY)
 
@@ -28,6 +28,10 @@ demo: env
 # Not `python -m pytest`: it would put this folder, and with it kernels/, on the import path.
 test: env
 	$(BIN)/pytest -n 2 --dist worksteal tests
+
+# Every type of model with every kind of adapter, mode and cache; `make test` runs a part.
+test-matrix: env
+	SVDECODE_MATRIX=1 $(BIN)/pytest -n 2 --dist worksteal tests/test_matrix.py tests/test_images.py
 
 # The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
 # torch alone stays the pinned one.

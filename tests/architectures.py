@@ -23,7 +23,7 @@ SMALL = {
 
 _DECODER = {
     "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 1,
-    "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "is_encoder_decoder": False,
+    "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "is_encoder_decoder": False, "num_hidden_layers": None,
 }  # fmt: skip
 _LATENT = {
     "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
@@ -130,6 +130,25 @@ OWN: dict[str, dict] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
+
+
+BUILT = frozenset({
+    "afmoe", "apertus", "apertus1p5_text", "arcee", "aria_text", "bamba", "bert", "bert-generation", "big_bird",
+    "biogpt", "bitnet", "bloom", "camembert", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm",
+    "data2vec-text", "deepseek_v2", "deepseek_v3", "diffllama", "doge", "dots1", "electra", "ernie", "ernie4_5",
+    "ernie4_5_moe", "exaone", "exaone4", "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "flint",
+    "gemma", "gemma2", "gemma3_text", "gemma3n_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt-sw3", "gpt2",
+    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa",
+    "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jamba", "jetmoe", "kolibri1",
+    "laguna", "lara_mini", "lfm2", "lfm2_moe", "lfm3", "llama", "llama4_text", "longcat_flash", "mamba", "mamba2",
+    "megatron-bert", "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "ministral", "ministral3",
+    "mistral", "mixtral", "modernbert-decoder", "moshi", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2",
+    "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen3",
+    "qwen3_5_text", "qwen3_next", "recurrent_gemma", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma",
+    "xglm", "youtu", "zamba2",
+})  # fmt: skip
+"""The types of which there is a tiny model."""
 
 
 def tiny_causal(name: str, scale: float = 0.15) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from svdecode.models.image_inputs import ImageInputs, check_arguments, given_ima
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.lazy_forward import catch_up, rows_needed
 from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.reach import masks_itself
 from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
 from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend, length_of
 from svdecode.models.virtual_tokens import VirtualTokens
@@ -234,6 +235,10 @@ class SteeredModel(ImageInputs):
             if filled or cache.own_prompt == own_prompt:
                 return cache
         check_empty(cache)
+        if cache.is_compileable and masks_itself(self):
+            raise ValueError(
+                f"{type(self).__name__} counts keys for its mask, of which a static cache has too many: take a dynamic one"
+            )
         companions: list = []
         if self.mode == "lazy":
             companions = [LazyCache(model) for model in self._others]

@@ -66,6 +66,7 @@ class VirtualTokens:
         if not self.as_embeddings:
             inputs[CACHE] = self._fill(cache, count, model)
             return
+        order = None if order is None else order[:, : n + length]  # a static cache's mask goes on behind the tokens
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
