@@ -55,6 +55,20 @@ def test_a_static_cache_where_a_layer_counts_keys(mode):
         steered.generate(left_padded()[0], max_new_tokens=4, cache_implementation="static")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("name", ["minicpm3", "youtu"])
+def test_latent_attention(name, rows):
+    """Its heads stand where rows times heads do elsewhere; with as many rows as heads nothing would be said."""
+    model = lora_on(tiny_causal(name), ["q_b_proj", "kv_b_proj", "o_proj"])
+    ids = torch.randint(3, 97, (rows, 6))
+    steered = svdecode.steer(model, mu=MU)
+    assert steered.mode == "paired"
+    with torch.no_grad():
+        got = steered.pair_logits(input_ids=ids)[:2]
+    for ours, own in zip(got, two_model_forwards(model, input_ids=ids), strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("mode", ["paired", "two_pass"])
 def test_virtual_tokens_behind_padding_on_a_static_cache(mode, monkeypatch):
     model = tiny_prompt("prompt tuning", "gemma2")

@@ -71,6 +71,22 @@ class HalvedLayer(nn.Module):
             return getattr(self.base, name)
 
 
+class RowScaledLora(LoraLinear):
+    """Plain LoRA with a scale for each row of its input; the class of an existing layer is changed to it."""
+
+    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+        """(2B, ..., in) to (2B, ..., out); latent attention gives its heads a dimension of their own."""
+        for adapter, scale in self.scaling.items():
+            if isinstance(scale, Tensor) and scale.dim() != x.dim():
+                self.scaling[adapter] = scale.view(-1, *[1] * (x.dim() - 1))
+            if isinstance(scale, Tensor) and len(scale) != len(x):
+                raise RuntimeError(
+                    f"a linear layer is given {len(x)} rows and not {len(scale)}: this model mixes the rows of a batch, and "
+                    "pre-trained and adapted rows cannot share one forward. Use mode='two_pass'"
+                )
+        return super().forward(x, *arguments, **keywords)
+
+
 def is_adapted(module: nn.Module) -> bool:
     """Whether peft put something into this module itself."""
     return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
@@ -123,6 +139,7 @@ class PairedLayers:
             of_images = id(child) in self.for_images
             if not of_images and _takes_row_scale(child, name in self.flattened):
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
+                child.__class__ = RowScaledLora
                 if not child.disable_adapters:
                     self.scaled += [(child, a, child.scaling[a], child.lora_A[a].weight) for a in active]
             elif is_adapted(child):
