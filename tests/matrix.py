@@ -1,7 +1,7 @@
 """Every type of model, kind of adapter, mode and cache: each cell is right or refused.
 
 A cell is right where its tokens are those of two separate models that keep nothing, each row alone. `python tests/matrix.py
-NAME...` prints the cells of some types; with `--write` it runs all and writes the refusals into docs/decoding.md.
+NAME...` prints the cells of some types, or of all; with `--write` it also writes the refusals into docs/decoding.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from svdecode.decoding import state
 
 PAGE = Path(__file__).parents[1] / "docs" / "decoding.md"
 BEGIN, END = "<!-- refusals: python tests/matrix.py --write -->", "<!-- end of refusals -->"
+RUN = "Types that were run:"
 MU, ALPHA, STEPS = 1.7, 0.02, 4
 OPTIONS = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": EOS, "pad_token_id": 0}
 
@@ -191,7 +192,7 @@ def table(rows: list[tuple[str, str, str, dict[str, str]]]) -> str:
             ways = ", ".join(way for way in WAYS if found.get(way) == outcome)
             ways = "all ways" if ways == ", ".join(ways_of(mode)) else ways
             by_sentence.setdefault(sentence_of(outcome), {}).setdefault((adapter, mode, ways), []).append(name)
-    lines = []
+    lines = [f"{RUN} {' '.join(sorted({name for name, *_ in rows}))}", ""]
     for sentence, places in sorted(by_sentence.items()):
         lines.append(f"- {sentence}")
         lines += [
@@ -201,25 +202,28 @@ def table(rows: list[tuple[str, str, str, dict[str, str]]]) -> str:
 
 
 @functools.cache
-def listed() -> dict[tuple[str, str, str, str], set[str]]:
-    """(type, adapter, mode, way) to its sentence, out of the documentation."""
+def listed() -> tuple[set[str], dict[tuple[str, str, str, str], set[str]]]:
+    """Out of the documentation: the types that were run, and (type, adapter, mode, way) to its sentence."""
     text = PAGE.read_text()
+    run: set[str] = set()
     found: dict[tuple[str, str, str, str], set[str]] = {}
     for line in text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines():
-        if line.startswith("- "):
+        if line.startswith(RUN):
+            run |= set(line.removeprefix(RUN).split())
+        elif line.startswith("- "):
             sentence = line[2:]
         elif line.strip():
             adapter, mode, ways, names = line.strip().removeprefix("- ").split(" | ")
             for way in ways_of(mode) if ways == "all ways" else ways.split(", "):
                 for name in names.split():
                     found.setdefault((name, adapter, mode, way), set()).add(sentence)
-    return found
+    return run, found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="types of models; all where left out")
-    parser.add_argument("--write", action="store_true", help="write the refusals of all types into docs/decoding.md")
+    parser.add_argument("--write", action="store_true", help="write the refusals into docs/decoding.md")
     parser.add_argument("--adapter", choices=ADAPTERS, action="append", help="kinds of adapters; all where left out")
     parser.add_argument("--mode", choices=MODES["LoRA"], action="append", help="modes; all where left out")
     arguments = parser.parse_args()

@@ -8,7 +8,16 @@ import pytest
 import torch
 from architectures import tiny_causal
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny import left_padded, randomise, stateless, steered_logprobs, tiny_llama, tiny_lora, tiny_prompt
+from tiny import (
+    left_padded,
+    randomise,
+    stateless,
+    steered_logprobs,
+    tiny_llama,
+    tiny_lora,
+    tiny_prompt,
+    two_model_forwards,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, StaticCache, cache_utils
 
 import svdecode
