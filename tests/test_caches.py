@@ -252,3 +252,9 @@ def test_models_that_keep_nothing_but_a_state(name):
     prompted = get_peft_model(tiny_causal(name), config)
     with pytest.raises(ValueError, match="train a LoRA instead"):
         svdecode.steer(prompted, mu=MU)
+
+
+def test_a_state_outside_the_cache_is_refused():
+    model = lora_on(tiny_causal("recurrent_gemma"), ["q_proj", "v_proj"])
+    with pytest.raises(ValueError, match="keeps a state outside its cache"):
+        svdecode.steer(model, mu=MU)

@@ -58,3 +58,8 @@ def frequencies_change_at(model: PreTrainedModel) -> int | None:
 def masks_itself(model: PreTrainedModel) -> bool:
     """Whether a layer makes its mask from the number of keys, as GPT-Neo's local ones do: a static cache has too many."""
     return "local" in getattr(_text_config(model), "attention_layers", ())
+
+
+def keeps_state_in_modules(model: PreTrainedModel) -> bool:
+    """Whether a layer keeps the state of a sequence itself, as RecurrentGemma's do, and not in the cache."""
+    return any(hasattr(module, "recurrent_states") for module in model.modules())

@@ -17,7 +17,7 @@ from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.image_inputs import PAIRED, pairs_images
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers, wrapped_block
-from svdecode.models.reach import frequencies_change, keeps_some_keys
+from svdecode.models.reach import frequencies_change, keeps_some_keys, keeps_state_in_modules
 from svdecode.models.shared_weights import share_weights
 from svdecode.models.steered_class import steered_class
 from svdecode.models.steered_model import SteeredModel
@@ -143,6 +143,11 @@ def _exact_mode(
         raise ValueError(
             f"model is a {type(ft).__name__}, whose forward has no argument {CACHE}: it cannot be steered (Mamba models need "
             "transformers 5.24)"
+        )
+    if keeps_state_in_modules(ft):
+        raise ValueError(
+            f"model is a {type(ft).__name__}, which keeps a state outside its cache, where no beam or padding can follow it: "
+            "steer the logits of whole forwards with svdecode.fused_steer"
         )
     if prompted and not keeps_some_keys(ft):
         raise ValueError(
