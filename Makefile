@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' requirements.txt)
 # The tests that touch transformers and peft: what another version of these can break.
-MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py lazy.py recipes.py tuners.py warmstart.py \
-	calibration.py collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
+MODEL_TESTS := $(addprefix tests/test_,generate.py steering.py edges.py arguments.py caches.py images.py lazy.py matrix.py \
+	recipes.py refusals.py sides.py changed_base.py unchanged.py wrapped.py tuners.py warmstart.py calibration.py \
+	collection.py evaluation.py loading.py lm_eval.py selection.py versions.py)
 
 # What runs on the kernels' PTX (tests/ptx): every operator, and the part of it that `make test` takes.
 PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py steering_vector.py steer_sample.py \
@@ -16,7 +17,7 @@ PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py
 # One dtype of each operator for all kernels, rows alone and in a batch, odd strides, and what contraction to fma loses.
 PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
 
-.PHONY: env demo test test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
+.PHONY: env demo test test-matrix test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
 
 env: $(READY)
 
@@ -41,6 +42,10 @@ test-ptx: env
 
 test-ptx-subset: env
 	cd tests && ../$(BIN)/pytest -p ptx.plugin -n 2 --dist worksteal -k "$(PTX_SUBSET)" $(PTX_TESTS)
+
+# Every type of model with every kind of adapter, mode and cache; `make test` runs a part.
+test-matrix: env
+	SVDECODE_MATRIX=1 $(BIN)/pytest -n 2 --dist worksteal tests/test_matrix.py tests/test_images.py
 
 # The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
 # torch alone stays the pinned one.

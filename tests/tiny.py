@@ -128,7 +128,7 @@ def left_padded(lengths: tuple[int, ...] = (9, 4, 6)) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=8)
-def _separate(model: PeftModel) -> tuple[object, object, object]:
+def separate(model: PeftModel) -> tuple[object, object, object]:
     """Copies of the pre-trained and of the adapted model that share nothing with `model`, which must not change any more."""
     try:
         pretrained = copy.deepcopy(model)
@@ -143,13 +143,20 @@ def _separate(model: PeftModel) -> tuple[object, object, object]:
 def two_model_logits(model: PeftModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of both models by plain forwards of two separate models, each row alone and without padding (0 there)."""
     found = []
-    for separate in _separate(model)[:2]:
+    for one in separate(model)[:2]:
         rows = []
         for row, used in zip(ids, mask.bool(), strict=True):
-            logits = separate(input_ids=row[used][None], use_cache=False).logits[0, -int(used.sum()) :]
+            logits = one(input_ids=row[used][None], use_cache=False).logits[0, -int(used.sum()) :]
             rows.append(logits.new_zeros(len(row), logits.shape[-1]).masked_scatter_(used[:, None], logits))
         found.append(torch.stack(rows))
     return found[0], found[1]
+
+
+@torch.no_grad()
+def two_model_forwards(model: PeftModel, **inputs: object) -> tuple[Tensor, Tensor]:
+    """Logits of both models by plain forwards of two separate models, without a cache."""
+    pretrained, adapted, _ = separate(model)
+    return tuple(one(**inputs, use_cache=False).logits for one in (pretrained, adapted))
 
 
 def stateless(model: PeftModel, ids: Tensor, mask: Tensor, steps: int, choose) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from svdecode.constants import IGNORE_INDEX, Direction
-from svdecode.models.forward_inputs import last_logits
+from svdecode.models.forward_inputs import last_logits, takes
+from svdecode.models.rows_of_both import PACKED
 from svdecode.models.steered_model import SteeredModel
 from svdecode.ops.fused_steer import fused_steer
 from svdecode.ops.steering_vector import steering_vector
@@ -43,7 +44,11 @@ def labelled_logits(steered: SteeredModel, batch: dict[str, Tensor]) -> tuple[Te
     labels = batch["labels"].to(steered.device)
     used = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero()  # position t predicts token t + 1
     width = labels.shape[1] - int(used[0]) if len(used) else 1
-    inputs = {name: batch[name].to(steered.device) for name in ("input_ids", "attention_mask") if name in batch}
+    inputs = {
+        name: value.to(steered.device)
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name != "labels" and (takes(steered, name) or name in PACKED)
+    }
     pre, ft, _ = steered.pair_logits(**inputs, use_cache=False, **last_logits(steered, width))
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)[:, -width:].to(ft.device)
     return pre[:, -width:].flatten(0, 1), ft[:, -width:].flatten(0, 1), following.flatten()

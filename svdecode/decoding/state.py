@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
-from svdecode.models.buffered_cache import buffered_cache, keeps_keys_and_values
+from svdecode.models.buffered_cache import buffered_cache
 from svdecode.models.forward_inputs import CACHE, last_logits, positions_of, takes_positions
+from svdecode.models.reach import frequencies_change_at, keeps_keys_and_values, keeps_some_keys, masks_itself
 from svdecode.models.steered_model import SteeredModel
 
 
@@ -31,21 +32,28 @@ class DecodingState:
         if attention_mask is not None:
             self._mask[:, :prompt] = attention_mask
         self._positions = positions_of(self._mask)
-        self._cache = _empty_cache(steered, prompt + new)
+        self._only_states = not keeps_some_keys(steered)
+        self._room, self._change = prompt + new, frequencies_change_at(steered)
+        self._cache = _empty_cache(steered, self._room)
 
     def next_logits(self) -> tuple[Tensor, Tensor]:
         """(R, V) logits of both models for the token at `end`."""
+        longest = 0 if self._change is None else int(self._positions[:, : self.end].max()) + 1
+        if (
+            self._change is not None and longest > self._change
+        ):  # keys so far have other frequencies: once, all run again
+            self._cache, self._start, self._change = _empty_cache(self.steered, self._room), 0, None
         extra = last_logits(self.steered, 1)
         if takes_positions(self.steered):
             extra["position_ids"] = self._positions[:, self._start : self.end]
+        if self._only_states:  # which take the mask of the new tokens alone
+            extra["attention_mask"] = self._mask[:, self._start : self.end]
         # The mask of a static cache has all slots at every step: one shape, one CUDA graph.
         shown = self._mask if isinstance(self._cache, StaticCache) else self._mask[:, : self.end]
         pre, ft, _ = self.steered.logits_to_steer(
             input_ids=self.tokens[:, self._start : self.end],
-            attention_mask=shown,
             use_cache=True,
-            **{CACHE: self._cache},
-            **extra,
+            **{"attention_mask": shown, CACHE: self._cache, **extra},
         )
         return pre[:, -1], ft[:, -1]
 
@@ -63,6 +71,13 @@ class DecodingState:
 def _empty_cache(steered: SteeredModel, room: int) -> Cache:
     config = steered.config.get_text_config(decoder=True)
     virtual = 0 if steered._virtual_tokens is None else steered._virtual_tokens.count
-    if steered.device.type == "cuda" and steered.mode != "lazy":
+    if not keeps_keys_and_values(steered):  # the mask of a static cache is no mask for a state
+        return DynamicCache(config=config)
+    if _prefers_static(steered) and not masks_itself(steered):
         return StaticCache(config=config, max_cache_len=room + virtual)
-    return buffered_cache(steered, room + virtual) if keeps_keys_and_values(steered) else DynamicCache(config=config)
+    return buffered_cache(steered, room + virtual)
+
+
+def _prefers_static(steered: SteeredModel) -> bool:
+    """Whether a graph can keep a cache that has one shape at all steps."""
+    return steered.device.type == "cuda" and steered.mode != "lazy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 
 class BufferedLayer(DynamicLayer):
@@ -55,18 +55,6 @@ class BufferedLayer(DynamicLayer):
         """Forget everything and give the buffers back."""
         self.keys = self.values = None
         self.is_initialized, self.start = False, 0
-
-
-def keeps_keys_and_values(model: PreTrainedModel) -> bool:
-    """Whether all layers of a model's cache do: state-space layers do not."""
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
-def keeps_some_keys(model: PreTrainedModel) -> bool:
-    """Whether a layer of a model's cache does: in a pure state-space model none."""
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
 
 def buffered_cache(model: PreTrainedModel, room: int) -> Cache:

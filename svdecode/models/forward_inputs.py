@@ -52,18 +52,14 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def text_positions(positions: Tensor) -> Tensor:
+    """(B, T) of positions that may have several axes, (axes, B, T): a model with images counts time, height and width."""
+    return positions if positions.dim() == 2 else positions[0]
+
+
 def rows_of(inputs: dict[str, object]) -> Tensor:
     """The input_ids (B, T) or inputs_embeds (B, T, H) of a forward."""
     return inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-
-
-def stack(pre: object, ft: object, batch: int) -> object:
-    """Arguments of both models' rows one after another; masks may be 4-d, one for each kind of layer, or None."""
-    if isinstance(ft, dict):
-        return {kind: stack(pre[kind], mask, batch) for kind, mask in ft.items()}
-    if not isinstance(ft, Tensor):
-        return ft
-    return torch.cat([value.expand(batch, *value.shape[1:]) for value in (pre, ft)])
 
 
 def trim(output: object, batch: int, length: int) -> None:

@@ -6,12 +6,16 @@ half of the rows and the adapted layer the other. Both are exact, as `tests/test
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from svdecode.models.forward_inputs import CACHE_NAMES
+from svdecode.models.image_inputs import modules_for_images
 from svdecode.models.shared_weights import device_of
 
 # Layers that get (rows x tokens, features), by the type of the model.
@@ -42,11 +46,15 @@ class ScaledLayer(LoraLinear):
 class HalvedLayer(nn.Module):
     """An adapter layer whose base layer alone computes the first half of the rows."""
 
-    def __init__(self, adapted: nn.Module, name: str) -> None:
-        """Wrap a BaseTunerLayer, or a wrapper of a saved module or of trained tokens; `name` is for messages."""
+    def __init__(self, adapted: nn.Module, name: str, of_images: bool = False) -> None:
+        """Wrap a BaseTunerLayer, or a wrapper of a saved module or of trained tokens; `name` is for messages.
+
+        With `of_images` the rows are images or patches, of both models, and there may be any number of them.
+        """
         super().__init__()
         self.adapted = adapted
         self.name = name
+        self.of_images = of_images
         self.batch = self.tokens = 0
 
     @property
@@ -54,13 +62,26 @@ class HalvedLayer(nn.Module):
         """The layer without the adapter."""
         return without_adapter(self.adapted)
 
-    def forward(self, x: Tensor, *arguments: object, **keywords: object) -> Tensor:
+    def forward(self, *arguments: object, **keywords: object) -> Tensor:
         """(2B, ...) rows in, (2B, ...) rows out; or, of a model that flattens them, (2B x T, ...)."""
-        if x.shape[0] not in (2 * self.batch, self.tokens):
-            raise RuntimeError(_MIXED.format(self.name, x.shape[0], 2 * self.batch))
-        half = x.shape[0] // 2
-        base = self.base(x[:half], *arguments, **keywords)
-        return torch.cat([base, self.adapted(x[half:], *arguments, **keywords)])
+        tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor) and value.dim()]
+        rows = tensors[0].shape[0]
+        known = rows in (2 * self.batch, self.tokens) or (self.of_images and rows % 2 == 0)
+        if not known or any(value.shape[0] != rows for value in tensors):
+            given = ", ".join(str(value.shape[0]) for value in tensors)
+            raise RuntimeError(_MIXED.format(self.name, given, 2 * self.batch))
+        halves = []
+        for layer, half in ((self.base, slice(0, rows // 2)), (self.adapted, slice(rows // 2, rows))):
+            own = [value[half] if isinstance(value, Tensor) and value.dim() else value for value in arguments]
+            named = {
+                k: value[half] if isinstance(value, Tensor) and value.dim() else value for k, value in keywords.items()
+            }
+            halves.append(layer(*own, **named))
+        if not all(isinstance(half, Tensor) for half in halves):
+            raise RuntimeError(
+                f"{self.name} gives more than one tensor, which two halves of the rows cannot. Use mode='two_pass'"
+            )
+        return torch.cat(halves)
 
     def __getattr__(self, name: str) -> object:
         """The base layer answers what else a model asks of the layer, such as its weight's dtype."""
@@ -82,6 +103,16 @@ def without_adapter(module: nn.Module) -> nn.Module:
     return module
 
 
+def wrapped_block(model: nn.Module) -> str | None:
+    """The name of a saved module that writes into the cache, which two halves of the rows cannot do one after another."""
+    for name, module in model.named_modules():
+        if is_adapted(module):
+            parameters = inspect.signature(without_adapter(module).forward).parameters
+            if any(cache in parameters for cache in (*CACHE_NAMES, "layer_past", "past_key_value", "cache_params")):
+                return name
+    return None
+
+
 def _takes_row_scale(layer: nn.Module, flattened: bool) -> bool:
     """Whether the layer is plain LoRA on a linear layer: no DoRA or other variant, no trained bias."""
     return (
@@ -100,6 +131,7 @@ class PairedLayers:
     def __init__(self, model: nn.Module) -> None:
         """Take over the layers of `model`, a tree of its own (`share_weights`) that may be changed."""
         self.batch = self.tokens = 0
+        self.for_images = modules_for_images(model)
         self.flattened = _FLATTENED.get(model.config.model_type, ())
         self.halved: list[HalvedLayer] = []
         self.layers: list[ScaledLayer] = []
@@ -110,7 +142,8 @@ class PairedLayers:
     def _take_over(self, module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
-            if _takes_row_scale(child, name in self.flattened):
+            of_images = id(child) in self.for_images
+            if not of_images and _takes_row_scale(child, name in self.flattened):
                 child.__class__ = ScaledLayer
                 child.paired_rows = 0
                 active = [adapter for adapter in child.active_adapters if adapter in child.scaling]
@@ -118,7 +151,7 @@ class PairedLayers:
                 if not child.disable_adapters:
                     self.scaled += [(child, a, child.scaling[a], child.lora_A[a]) for a in active]
             elif is_adapted(child):
-                halved = HalvedLayer(child, path)
+                halved = HalvedLayer(child, path, of_images)
                 self.halved.append(halved)
                 module._modules[name] = halved
             else:

@@ -13,11 +13,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from svdecode.common.versions import warn_untested
 from svdecode.constants import Direction
 from svdecode.models.adapters import adapter_fingerprint, check_adapter, is_prompt_learning, pretrained_of
-from svdecode.models.buffered_cache import keeps_some_keys
 from svdecode.models.few_rows_linear import use_few_rows
 from svdecode.models.forward_inputs import CACHE, takes
+from svdecode.models.image_inputs import PAIRED, pairs_images
 from svdecode.models.lazy_cache import LazyCache
-from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.paired_layers import PairedLayers, wrapped_block
+from svdecode.models.reach import frequencies_change, keeps_some_keys, keeps_state_in_modules
 from svdecode.models.shared_weights import device_of, uncompiled
 from svdecode.models.sides import sides_of
 from svdecode.models.steered_class import steered_around
@@ -99,7 +100,7 @@ def steer(
     # Models that are made of one tree of weights, with or without the adapter, can share a forward.
     own = pretrained is None or pretrained is model
     settings = _settings(model, mu, alpha, penalty, direction)
-    exact = _exact_mode(mode, ft, others, own, prompted and pretrained is model, settings.penalty)
+    exact = _exact_mode(mode, ft, others, own, prompted, pretrained is model, settings.penalty)
 
     steered = steered_around(ft)
     steered.generation_config = copy.deepcopy(ft.generation_config)
@@ -119,20 +120,35 @@ def steer(
 
 
 def _exact_mode(
-    mode: str, ft: PreTrainedModel, others: list[PreTrainedModel], own: bool, prompted_twice: bool, penalty: float
+    mode: str,
+    ft: PreTrainedModel,
+    others: list[PreTrainedModel],
+    own: bool,
+    prompted: bool,
+    both_sides: bool,
+    penalty: float,
 ) -> str:
     """`mode`, or for "auto" the fastest one that is exact here; ValueError where `mode` is not."""
-    if not (takes(ft, CACHE) and keeps_some_keys(ft)):
+    if not takes(ft, CACHE):
         raise ValueError(
-            f"model is a {type(ft).__name__}, whose cache is not one of keys and values: it cannot be steered"
+            f"model is a {type(ft).__name__}, whose forward has no argument {CACHE}: it cannot be steered (Mamba models need "
+            "transformers 5.24)"
         )
-    can_pair = own and not _mixes_rows(ft)
-    if prompted_twice and (mode in ("lazy", "two_pass") or not can_pair):
+    if keeps_state_in_modules(ft):
+        raise ValueError(
+            f"model is a {type(ft).__name__}, which keeps a state outside its cache, where no beam or padding can follow it: "
+            "steer the logits of whole forwards with svdecode.fused_steer"
+        )
+    if prompted and not keeps_some_keys(ft):
+        raise ValueError(
+            f"model is a {type(ft).__name__}, whose state does not tell virtual tokens from a prompt: train a LoRA instead"
+        )
+    unlike = own and _why_not_paired(ft, prompted)
+    can_pair = own and not unlike
+    if prompted and both_sides and (mode in ("lazy", "two_pass") or not can_pair):
         raise ValueError(f"mode={mode!r}: a prompt-learning adapter on both sides needs mode='paired'")
     if mode == "paired" and not can_pair:
-        raise ValueError(
-            "mode='paired' needs an adapter, no pretrained=, and a model without experts: use mode='two_pass'"
-        )
+        raise ValueError(f"mode='paired' needs {unlike or 'an adapter, and no pretrained='}: use mode='two_pass'")
     if mode == "paired" or (mode == "auto" and can_pair):
         return "paired"
     why = None
@@ -148,7 +164,20 @@ def _exact_mode(
     return "two_pass" if why or mode == "two_pass" else "lazy"
 
 
-def _mixes_rows(model: PreTrainedModel) -> bool:
+def _why_not_paired(model: PreTrainedModel, prompted: bool) -> str | None:
+    """What a model lacks for one forward of both models' rows; None if nothing."""
+    if _has_experts(model):
+        return "a model without experts, which are given single tokens out of their rows"
+    if not pairs_images(model):
+        return f"a model without a tower for images, or one of {', '.join(PAIRED)}"
+    if block := wrapped_block(model):
+        return f"an adapter that saves no module with a cache ({block} has one)"
+    if prompted and frequencies_change(model):
+        return "rotary frequencies that do not depend on the length, which virtual tokens add to on one side"
+    return None
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
     """Whether the model routes single tokens, out of their rows, to experts."""
     config = model.config.get_text_config(decoder=True)
     counts = (vars(part) for part in (config, getattr(config, "ffn_config", None)) if part is not None)

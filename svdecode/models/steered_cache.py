@@ -34,6 +34,9 @@ class SteeredCache:
     one_mask: bool
     """Whether one attention mask serves all rows of both models, so that generate() may prepare it."""
 
+    batch: int | None = None
+    """Rows of each model, once a forward has filled the cache; quantised layers and states do not tell."""
+
     _inside_forward = False
 
     @contextlib.contextmanager
@@ -64,18 +67,21 @@ class SteeredCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beam search: row i continues from row beam_idx[i], for both models."""
         super().reorder_cache(self._rows_of_both(beam_idx))
+        self._now_has(len(beam_idx))
         for companion in self.companions:
             companion.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the given rows of both models."""
         super().batch_select_indices(self._rows_of_both(indices))
+        self._now_has(len(indices))
         for companion in self.companions:
             companion.batch_select_indices(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat the rows of both models."""
         super().batch_repeat_interleave(repeats)  # [0, 1 | 0, 1] gives [0, 0, 1, 1 | 0, 0, 1, 1]
+        self._now_has((self.batch or 0) * repeats)
         for companion in self.companions:
             companion.batch_repeat_interleave(repeats)
 
@@ -100,8 +106,11 @@ class SteeredCache:
     def _rows_of_both(self, indices: Tensor) -> Tensor:
         if not self.paired:
             return indices
-        held = next((layer.keys.shape[0] for layer in self.layers if getattr(layer, "keys", None) is not None), 0)
-        return torch.cat([indices, indices + held // 2])
+        return torch.cat([indices, indices + (self.batch or 0)])
+
+    def _now_has(self, batch: int) -> None:
+        if self.batch is not None:
+            self.batch = batch
 
 
 @functools.cache
@@ -109,9 +118,17 @@ def _extended(kind: type) -> type:
     return type(f"Steered{kind.__name__}", (SteeredCache, kind), {})
 
 
+def length_of(cache: Cache) -> int:
+    """Tokens that a cache holds; 1 for any number of them where all layers keep a state, which does not tell."""
+    linear = getattr(cache, "is_linear", ())
+    if len(linear) and all(linear):
+        return int(cache.has_previous_state())
+    return int(cache.get_seq_length())
+
+
 def check_empty(cache: Cache) -> None:
     """ValueError for a cache that another model has filled."""
-    if cache.get_seq_length() > 0:
+    if length_of(cache) > 0:
         raise ValueError(
             "the cache holds tokens of one model only, or of another steered one: start from an empty cache"
         )

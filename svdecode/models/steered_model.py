@@ -25,25 +25,26 @@ from svdecode.models.forward_inputs import (
     combined,
     positions_of,
     rows_of,
-    stack,
     takes_positions,
     trim,
     with_cache_name,
     with_own_prompt,
 )
+from svdecode.models.image_inputs import ImageInputs, check_arguments, given_images, leave_out
 from svdecode.models.lazy_cache import LazyCache
+from svdecode.models.lazy_forward import catch_up, rows_needed
 from svdecode.models.paired_layers import PairedLayers
+from svdecode.models.reach import masks_itself
+from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
 from svdecode.models.settings import Settings
 from svdecode.models.shared_weights import device_of
-from svdecode.models.steered_cache import check_empty, companion_of, extend
+from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend, length_of
 from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
 from svdecode.ops.fused_steer import fused_steer
 
-_ROW_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
-
-class SteeredModel(Settings, BorrowedWeights):
+class SteeredModel(ImageInputs, Settings, BorrowedWeights):
     """What `steer` adds to the class of a model.
 
     settings: mu, alpha, penalty and direction as one immutable `svdecode.Setting`; assigning another one changes the model, and
@@ -101,12 +102,14 @@ class SteeredModel(Settings, BorrowedWeights):
         if isinstance(ids, Tensor) and ids.shape[-1] == 0 and keywords.get("inputs_embeds") is None:
             raise ValueError(f"input_ids is an empty prompt: shape {tuple(ids.shape)}")
         own, cache = keywords.get("pretrained_input_ids"), keywords.get(CACHE)
-        started = cache is not None and cache.get_seq_length() > 0
+        started = cache is not None and length_of(cache) > 0
         if own is not None and not started and (ids is None or own.shape != ids.shape):
             raise ValueError(
                 "pretrained_input_ids must be left-padded to the shape of the prompt, "
                 f"{None if ids is None else tuple(ids.shape)}, got {tuple(own.shape)}"
             )
+        if keywords.get("assistant_model") is not None and given_images(keywords):
+            raise ValueError("assistant_model= cannot see the images of a steered model: leave it out")
         pad = self.generation_config.pad_token_id
         if own is not None and keywords.get("pretrained_attention_mask") is None and pad is not None:
             keywords["pretrained_attention_mask"] = ((own != pad).cumsum(-1) > 0).long()
@@ -117,13 +120,14 @@ class SteeredModel(Settings, BorrowedWeights):
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number, got a tensor")
         own = {name: inputs.pop(name, None) for name in OWN_ARGUMENTS}
-        length = rows_of(inputs).shape[1]
+        length, own_prompt = rows_of(inputs).shape[1], own["pretrained_input_ids"] is not None
         if not torch.compiler.is_compiling():  # generate() has checked
             self._unchanged.check()
+        check_arguments(inputs, self, self._others, own_prompt, self._virtual_tokens is not None)
         with self._only_here():
-            cache = self._extended_cache(inputs, own["pretrained_input_ids"] is not None)
+            cache = self._extended_cache(inputs, own_prompt)
             other = inputs
-            if own["pretrained_input_ids"] is not None:
+            if own_prompt:
                 other = with_own_prompt(inputs, takes_positions(self), **own)
             if self.mode == "paired":
                 pre, ft, output = self._one_doubled_forward(other, inputs, length)
@@ -138,13 +142,14 @@ class SteeredModel(Settings, BorrowedWeights):
     def _one_doubled_forward(self, pre: dict, ft: dict, length: int) -> tuple[Tensor, Tensor, object]:
         """Rows [pre-trained | adapted] in one forward."""
         batch = rows_of(ft).shape[0]
-        both = {**ft}
-        for name in _ROW_ARGUMENTS:
-            both[name] = stack(pre.get(name), ft.get(name), batch)
         # One model on both sides has virtual tokens on both.
-        output = self._forward(both, masked_rows=0 if self._paired_layers is None else batch, pairs=batch)
+        masked = 0 if self._paired_layers is None else batch
+        with offsets_of_both(self, batch):
+            output = self._forward(rows_of_both(pre, ft, batch), masked_rows=masked, pairs=batch)
         if output["logits"].dim() != 3 or output["logits"].shape[0] != 2 * batch:
             raise RuntimeError(f"{type(self).__name__} reshapes the rows of a batch: use mode='two_pass'")
+        if isinstance(ft.get(CACHE), SteeredCache):
+            ft[CACHE].batch = batch
         trim(output, batch, length)
         return output["logits"][:batch], output["logits"][batch:], output
 
@@ -172,58 +177,45 @@ class SteeredModel(Settings, BorrowedWeights):
         for index, model in enumerate(self._others):
             moved = {name: v.to(device_of(model)) if isinstance(v, Tensor) else v for name, v in inputs.items()}
             moved[CACHE] = None if cache is None else cache.companions[index]
+            leave_out(moved, model, index)
             if not takes_positions(model):
                 moved.pop("position_ids", None)
             elif not takes_positions(self) and isinstance(moved.get("attention_mask"), Tensor):
                 moved["position_ids"] = positions_of(moved["attention_mask"])[:, -moved["input_ids"].shape[1] :]
-            found.append(model(**moved).logits.to(ft.device))
+            found.append(model(**moved).logits[:, -ft.shape[1] :].to(ft.device))
         return combined(ft, found)
 
     def _lazily(self, inputs: dict, ft: Tensor, cache: Cache | None, lazily: bool) -> Tensor:
         """The other models' logits for the rows with a kept set of more than one token; `ft` for the rest."""
-        top, alpha = ft.float(), self.settings.alpha
-        floor = top.amax(-1, keepdim=True) + (math.log(alpha) if alpha > 0 else -math.inf)
-        needed = ((top >= floor).sum(-1) != 1).any(-1).cpu()
-        if not lazily:
-            needed = torch.ones_like(needed)
-        else:
+        needed = rows_needed(inputs, ft, self.settings.alpha) if lazily else torch.ones(len(ft), dtype=torch.bool)
+        if lazily:
             self.row_steps += len(needed)
             self.skipped_row_steps += int((~needed).sum())
-        if inputs.get("input_ids") is None:
-            raise ValueError("mode='lazy' needs input_ids: inputs_embeds cannot be kept for later")
-        lagging = [LazyCache(model) for model in self._others] if cache is None else cache.companions
-        ids, positions, mask = inputs["input_ids"], inputs.get("position_ids"), inputs.get("attention_mask")
-        past = 0 if lagging[0].ids is None else lagging[0].ids.shape[1]
-        if positions is None and not takes_positions(self) and mask is not None:
-            positions = positions_of(mask)[:, past : past + ids.shape[1]]
-        elif positions is None:
-            positions = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
-        for companion in lagging:
-            companion.append(ids, positions.expand(ids.shape))
-        rows = needed.nonzero().squeeze(-1)
-        if len(rows) == 0:
-            return ft
-        found = []
-        for companion, model in zip(lagging, self._others, strict=True):
-            logits = companion.catch_up(model, rows, mask, ft.shape[1]).to(ft)
-            found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
-        return combined(ft, found)
+        if cache is None:
+            return self._second(inputs, ft, None) if needed.any() else ft
+        found = catch_up(self._others, cache.companions, inputs, ft, needed, takes_positions(self))
+        return combined(ft, found) if found else ft
 
     def _extended_cache(self, inputs: dict[str, object], own_prompt: bool) -> Cache | None:
         """The forward's cache, made to follow both models; None where none is wanted."""
         cache, wanted = inputs.get(CACHE), inputs.get("use_cache")
-        if cache is None and (self.config.use_cache if wanted is None else wanted):
-            cache = inputs[CACHE] = DynamicCache(config=self.config.get_text_config(decoder=True))
+        text = self.config.get_text_config(decoder=True)
+        if cache is None and (getattr(text, "use_cache", False) if wanted is None else wanted):
+            cache = inputs[CACHE] = DynamicCache(config=text)
         return None if cache is None else self._extend(cache, own_prompt)
 
     def _extend(self, cache: Cache, own_prompt: bool) -> Cache:
         if hasattr(cache, "inside_forward") and cache.owner() is self:
-            filled = cache.get_seq_length() > 0
+            filled = length_of(cache) > 0
             if filled and cache.own_prompt and not own_prompt:
                 raise ValueError("the cache began with pretrained_input_ids: pass them again")
             if filled or cache.own_prompt == own_prompt:
                 return cache
         check_empty(cache)
+        if cache.is_compileable and masks_itself(self):
+            raise ValueError(
+                f"{type(self).__name__} counts keys for its mask, of which a static cache has too many: take a dynamic one"
+            )
         companions: list = []
         if self.mode == "lazy":
             companions = [LazyCache(model) for model in self._others]

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from svdecode.models.forward_inputs import CACHE
+from svdecode.models.reach import window_of
 from svdecode.models.shared_weights import share_weights
 
 AS_EMBEDDINGS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.CPT)
@@ -27,6 +28,7 @@ class VirtualTokens:
         """Share the prompt encoder's weights; switching the adapter of `model` later has no effect here."""
         self.peft = share_weights(model).eval()
         self.count: int = model.active_peft_config.num_virtual_tokens
+        self.window = window_of(model.get_base_model())
         self.as_embeddings = model.active_peft_config.peft_type in AS_EMBEDDINGS
 
     def put_in_front(
@@ -49,34 +51,63 @@ class VirtualTokens:
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones(count, past + length, dtype=torch.long, device=device)
+        order = self._order(mask, masked_rows, past if held else None)
         slots = mask.new_ones(count, n)
         slots[:masked_rows] = 0
-        inputs["attention_mask"] = torch.cat([slots, mask], 1)
+        inputs["attention_mask"] = _ordered(torch.cat([slots, mask], 1), order)
         if takes_positions:
             positions = inputs.get("position_ids")
             if positions is None:
                 positions = torch.arange(past, past + length, device=device)[None]
-            positions = positions.expand(count, -1).clone()
-            positions[masked_rows:] += n
+            positions = positions.expand(*positions.shape[:-2], count, -1).clone()
+            positions[..., masked_rows:, :] += n
             inputs["position_ids"] = positions
-        _check_window(model, inputs["attention_mask"], masked_rows, n)
         if held:
             return
         if not self.as_embeddings:
             inputs[CACHE] = self._fill(cache, count, model)
             return
+        order = None if order is None else order[:, : n + length]  # a static cache's mask goes on behind the tokens
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
         prompts = self.peft.get_prompt(count - masked_rows).to(embeds)
         nothing = prompts.new_zeros(masked_rows, *prompts.shape[1:])
-        inputs["inputs_embeds"] = torch.cat([torch.cat([nothing, prompts]), embeds], 1)
+        embeds = torch.cat([torch.cat([nothing, prompts]), embeds], 1)
+        inputs["inputs_embeds"] = embeds if order is None else embeds.gather(1, order[..., None].expand(embeds.shape))
         if takes_positions:
             steps = torch.arange(n, device=device).expand(count, n) * slots
-            inputs["position_ids"] = torch.cat([steps, inputs["position_ids"]], 1)
+            positions = inputs["position_ids"]
+            steps = steps.expand(*positions.shape[:-1], n)
+            inputs["position_ids"] = _ordered(torch.cat([steps, positions], -1), order)
         if isinstance(inputs.get("token_type_ids"), Tensor):
             types = inputs["token_type_ids"]
-            inputs["token_type_ids"] = torch.cat([types.new_zeros(count, n), types], 1)
+            inputs["token_type_ids"] = _ordered(torch.cat([types.new_zeros(count, n), types], 1), order)
+
+    def _order(self, mask: Tensor, masked_rows: int, past: int | None) -> Tensor | None:
+        """Where the slots and tokens of each row (R, n + S) stand; None for slots in front of everything.
+
+        Padding between virtual tokens and prompt would push them out of a window, or pass through a state. Where layers have
+        one, it stays in front of the virtual tokens. `past` is how many tokens the cache holds, None for a first forward.
+        """
+        padding = mask[masked_rows:].long().argmax(-1)
+        if self.window is None or int(padding.max()) == 0:
+            return None
+        if not self.as_embeddings and mask.shape[1] + self.count > self.window:
+            raise ValueError(
+                f"attention_mask has padding, and {mask.shape[1] + self.count} tokens are more than the model's window of "
+                f"{self.window}: a prefix then needs rows of equal length, or one at a time"
+            )
+        if not self.as_embeddings:
+            return None
+        if not mask[masked_rows:].any(-1).all() or (past is not None and past < int(padding.max())):
+            raise ValueError(
+                "attention_mask is 0 for all tokens so far of a row: virtual tokens in a model with a window or a state need "
+                "a whole prompt at once (no prefill_chunk_size, no crop into the padding)"
+            )
+        first = torch.cat([padding.new_zeros(masked_rows), padding])[:, None]
+        at, n = torch.arange(self.count + mask.shape[1], device=mask.device).expand(len(mask), -1), self.count
+        return torch.where(at < first, at + n, torch.where(at < first + n, at - first, at))
 
     def _fill(self, cache: Cache | None, rows: int, model: PreTrainedModel) -> Cache:
         """The trained prefix in an empty cache; masked rows hold it too, which is as good as anything there."""
@@ -91,11 +122,6 @@ class VirtualTokens:
         return cache
 
 
-def _check_window(model: PreTrainedModel, mask: Tensor, masked_rows: int, virtual: int) -> None:
-    """ValueError where padding between virtual tokens and prompt would push them out of a sliding window."""
-    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
-    if window and mask.shape[1] > window and not mask[masked_rows:, virtual:].all():
-        raise ValueError(
-            f"attention_mask has padding, and {mask.shape[1]} tokens are more than the model's window of {window}: "
-            "virtual tokens then need rows of equal length, or one at a time"
-        )
+def _ordered(values: Tensor, order: Tensor | None) -> Tensor:
+    """Values (R, S) or (axes, R, S) with each row in its order (R, S)."""
+    return values if order is None else values.gather(-1, order.expand(values.shape))
