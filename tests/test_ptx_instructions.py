@@ -171,6 +171,10 @@ def test_perturbed_as_far_as_the_manual_allows(instruction, exact, bound):
         ("and.b32 %y, %x0, %x1;", np.bitwise_and),
         ("popc.b32 %y, %x0;", lambda x, y: np.array([bin(v & 0xFFFFFFFF).count("1") for v in x.tolist()])),
         ("clz.b32 %y, %x0;", lambda x, y: np.array([32 - (v & 0xFFFFFFFF).bit_length() for v in x.tolist()])),
+        (
+            "bfind.shiftamt.u32 %y, %x0;",
+            lambda x, y: np.array([32 - (v & 0xFFFFFFFF).bit_length() if v else -1 for v in x.tolist()]),
+        ),
         ("bfe.u32 %y, %x0, 5, 9;", lambda x, y: x.view("u4") >> 5 & 511),
         ("bfe.s32 %y, %x0, 5, 9;", lambda x, y: x << 18 >> 23),
         ("bfi.b32 %y, %x0, %x1, 5, 9;", lambda x, y: y & ~(511 << 5) | (x & 511) << 5),

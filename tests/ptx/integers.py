@@ -160,7 +160,9 @@ def _leading_zeros(i: Instruction, dtype: np.dtype, x: np.ndarray) -> np.ndarray
 def _highest_bit(i: Instruction, dtype: np.dtype, x: np.ndarray) -> np.ndarray:
     x = np.where(x < 0, ~x, x) if dtype.kind == "i" else x
     zeros = _leading_zeros(i, dtype, x)
-    return np.where(zeros == 8 * dtype.itemsize, ~U32.type(0), U32.type(8 * dtype.itemsize - 1) - zeros)
+    # .shiftamt: by how much the bit would have to be shifted to become the highest
+    place = zeros if "shiftamt" in i.modifiers else U32.type(8 * dtype.itemsize - 1) - zeros
+    return np.where(zeros == 8 * dtype.itemsize, ~U32.type(0), place.astype(U32))
 
 
 def _reverse(i: Instruction, dtype: np.dtype, x: np.ndarray) -> np.ndarray:
