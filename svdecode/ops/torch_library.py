@@ -89,9 +89,9 @@ class Operator:
 
     def _in_words(self, error: RuntimeError, logits_ft: Tensor) -> RuntimeError:
         """What to do where a transform of torch cannot see into the operator."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return RuntimeError(f"{self.name} cannot be traced by torch.jit.trace: use torch.compile or torch.export")
-        transform = torch._C._functorch.peek_interpreter_stack()
+        transform = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
         kind = None if transform is None else transform.key().name
         if kind == "Vmap":
             return RuntimeError(
