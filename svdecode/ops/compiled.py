@@ -191,7 +191,8 @@ class Operators:
         own = mu is None and labels is not None
         return self._gradients(
             (logits_pre, logits_ft, saved, grad_logprobs, *grads, None, _flat(strength), _flat(labels, torch.int64)),
-            (kl, moments, None),
+            # What was not asked for is an empty tensor.
+            (None if grad_kl is None else kl, None if labels is None else moments, None),
             (alpha, penalty, eps, direction),
             own * OWN_STRENGTH + need_pre * NEED_PRE + need_ft * NEED_FT,
         )
