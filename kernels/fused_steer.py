@@ -57,11 +57,11 @@ from svdecode.kernels.row_statistics import (
     workspace_of,
 )
 from svdecode.kernels.saved_row import save_row
-from svdecode.kernels.settings import SMALL_INTEGERS, TILES, groups
+from svdecode.kernels.settings import TILES, UNSPECIALISED, groups
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def steered_output_kernel(
     pre_ptr,
     ft_ptr,

@@ -25,7 +25,7 @@ from svdecode.kernels.row_statistics import (
     workspace_of,
 )
 from svdecode.kernels.saved_row import saved_row
-from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, COMPILED_SPLIT, Variant
 
 # Fields of a tile in the workspace, and the record of a row.
@@ -33,7 +33,7 @@ G_SUM, G_DELTA, PS_DELTA, G_OUTSIDE, PS_OUTSIDE, GRAD_C_SUM, PW_SUM = (tl.conste
 COEF_G, COEF_N, COEF_D, COEF_H, COEF_KL = (tl.constexpr(i) for i in range(5))
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def tile_maxima_kernel(
     ft_ptr,
     workspace_ptr,
@@ -65,7 +65,7 @@ def open_saved_row(fields, num_tiles, threshold, WIDTH: tl.constexpr):
     return used, used & (load_field(fields, MAX, used, NEG_INF, WIDTH) >= threshold)
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def steer_gradient_sums_kernel(
     pre_ptr,
     ft_ptr,
@@ -134,7 +134,7 @@ def tile_sum(fields, FIELD: tl.constexpr, wanted, WIDTH: tl.constexpr):
     return tl.sum(load_field(fields, FIELD, wanted, 0.0, WIDTH), 0)
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_coefficients_kernel(
     workspace_ptr,
     saved_ptr,
@@ -217,7 +217,7 @@ def nll_normaliser(nll, label_u, label_delta, label_kept, mu, shift):
     return nll + tl.where(reachable, label_zs, 0.0), reachable
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "num_strengths"))
 def strength_gradient_kernel(
     pre_ptr,
     ft_ptr,

@@ -43,7 +43,7 @@ from svdecode.kernels.row_statistics import (
     open_row,
     workspace_of,
 )
-from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 COUNT, OUTSIDE, MEAN, SQUARES, WEIGHTED_SQUARES, STEERED_MAX, STEERED_TOTAL = (
@@ -86,7 +86,7 @@ def optimal_mu(n, d, label, eps):
     return tl.where(label == IGNORE, 0.0, n / (d + eps))
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def kept_sums_kernel(
     pre_ptr,
     ft_ptr,

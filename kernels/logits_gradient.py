@@ -28,12 +28,12 @@ from svdecode.kernels.row_statistics import (
     workspace_of,
 )
 from svdecode.kernels.saved_row import saved_row
-from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.token_gradients import NLL, VECTOR, gradient_row, token_gradients
 from svdecode.kernels.variants import COMPILED_ROW, COMPILED_SPLIT, Variant
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "num_strengths"))
 def delta_gradient_sums_kernel(
     pre_ptr,
     ft_ptr,
@@ -91,7 +91,7 @@ def delta_gradient_sums_kernel(
             tile = next_tile(own, tile + 1, WIDTH)
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "num_strengths"))
 def logits_gradient_kernel(
     pre_ptr,
     ft_ptr,

@@ -22,7 +22,7 @@ from svdecode.kernels.row_algebra import (
     finite_or_zero,
 )
 from svdecode.kernels.row_layout import RowLayout, row_pointer, within
-from svdecode.kernels.settings import LAUNCH, SMALL_INTEGERS, TILE, TILES, next_power_of_2, splits, stream_launch
+from svdecode.kernels.settings import LAUNCH, TILE, TILES, UNSPECIALISED, next_power_of_2, splits, stream_launch
 from svdecode.kernels.variants import COMPILED_SPLIT, Variant
 
 # The workspace of a row: RECORD numbers of the row (`merged_row.py`), then FIELDS vectors with a number for each tile. The
@@ -70,7 +70,7 @@ def by_tile(x, LANES: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr):
     return tl.reshape(x, [TILE // LANES, TILES, LANES])
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def row_statistics_kernel(
     pre_ptr,
     ft_ptr,

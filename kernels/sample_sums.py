@@ -21,7 +21,6 @@ from svdecode.kernels.row_algebra import NEG_INF, exponential, finite_or_zero, s
 from svdecode.kernels.row_layout import RowLayout, row_pointer
 from svdecode.kernels.row_statistics import (
     OWN_FIELDS,
-    Workspace,
     load_tile,
     next_tile,
     of_group,
@@ -29,7 +28,7 @@ from svdecode.kernels.row_statistics import (
     row_statistics,
     workspace_of,
 )
-from svdecode.kernels.settings import SMALL_INTEGERS, groups
+from svdecode.kernels.settings import UNSPECIALISED, groups
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 BEST_MAX, BEST_TOTAL, BEST_TOKEN, MASS = (tl.constexpr(OWN_FIELDS + i) for i in range(4))
@@ -49,7 +48,7 @@ def steered_tile(tile, opened, KL_DIRECTION: tl.constexpr, ALIGN: tl.constexpr, 
     return token, tl.where(inside, zs, NEG_INF)
 
 
-@triton.jit(do_not_specialize=SMALL_INTEGERS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def sample_sums_kernel(
     pre_ptr,
     ft_ptr,
@@ -109,7 +108,6 @@ def sample_sums_kernel(
 class Sampled(NamedTuple):
     """What the last launch shares with the ones before it."""
 
-    workspace: Workspace
     inputs: tuple
     """logits_pre, logits_ft, the workspace, mu per row."""
     numbers: tuple
@@ -138,7 +136,7 @@ def sample_sums(
         (*inputs, *numbers, *sizes, size, 0, layout.of(pre, ft)),
         {"GREEDY": greedy, **constants},
     )
-    return Sampled(space, inputs, numbers, sizes, constants)
+    return Sampled(inputs, numbers, sizes, constants)
 
 
 KERNEL_VARIANTS = [

@@ -40,7 +40,7 @@ LOAD_BYTES = 16
 
 LAUNCH = {"num_warps": WARPS, "maxnreg": 168, "enable_fp_fusion": False}
 MOST_REGISTERS = 255
-SMALL_INTEGERS = ("vocabulary", "num_tiles", "group_size", "zero")
+UNSPECIALISED = ("vocabulary", "num_tiles", "group_size", "zero")
 """Integers whose value no kernel is compiled for: a row's layout would differ from that of the same row in another batch."""
 
 

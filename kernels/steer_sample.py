@@ -34,7 +34,7 @@ from svdecode.kernels.row_algebra import (
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
 from svdecode.kernels.row_statistics import load_field, load_label, next_tile, open_row, workspace_of
 from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, MASS, NO_TOKEN, sample_sums, steered_tile
-from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 INFINITY_BITS = tl.constexpr(0x7F800000)
@@ -81,7 +81,7 @@ def largest_cost(
     return low.to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "top_k"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "top_k"))
 def pick_token_kernel(
     pre_ptr,
     ft_ptr,

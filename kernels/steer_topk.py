@@ -21,11 +21,11 @@ from svdecode.kernels.row_algebra import INF, NEG_INF, merge_totals, shift_outsi
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
 from svdecode.kernels.row_statistics import load_field, open_row, workspace_of
 from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, NO_TOKEN, sample_sums, steered_tile
-from svdecode.kernels.settings import SMALL_INTEGERS
+from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "count"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "count"))
 def pick_best_kernel(
     pre_ptr,
     ft_ptr,

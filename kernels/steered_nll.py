@@ -39,11 +39,11 @@ from svdecode.kernels.row_statistics import (
     workspace_of,
 )
 from svdecode.kernels.saved_row import save_row
-from svdecode.kernels.settings import SMALL_INTEGERS, STRENGTHS
+from svdecode.kernels.settings import STRENGTHS, UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
 
-@triton.jit(do_not_specialize=(*SMALL_INTEGERS, "num_strengths"))
+@triton.jit(do_not_specialize=(*UNSPECIALISED, "num_strengths"))
 def steered_nll_kernel(
     pre_ptr,
     ft_ptr,

@@ -18,8 +18,8 @@ from svdecode.models.reach import keeps_some_keys
 from svdecode.models.rows_of_both import FEATURES, STANDARD, is_of_images, of_both
 from svdecode.models.shared_weights import device_of
 
-PAIRED = (*("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"),)
-"""Types of models for which one forward may have each image twice: `tests/test_matrix.py` shows it for each. Others may tell
+PAIRED = ("gemma3", "idefics3", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+"""Types of models for which one forward may have each image twice: `tests/test_images.py` shows it for each. Others may tell
 images apart by their number in the batch."""
 
 
