@@ -12,6 +12,7 @@ from svdecode.models.forward_inputs import positions_of
 from svdecode.models.image_inputs import leave_out
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.rows_of_both import STANDARD
+from svdecode.models.vocabulary import check_tokens, in_vocabulary_of
 
 
 def _own_arguments(inputs: dict[str, object]) -> dict[str, object]:
@@ -61,8 +62,10 @@ def catch_up(
     found = []
     for index, (model, cache) in enumerate(zip(models, caches, strict=True)):
         own = leave_out(_own_arguments(inputs), model, index)
+        check_tokens(ids, model, ft.shape[-1])
         cache.append(model, ids, positions, mask, alone=bool(own))
         if len(rows):
-            logits = cache.catch_up(model, rows, mask, ft.shape[1], **own).to(ft)
+            mine = ft[rows.to(ft.device)]
+            logits = in_vocabulary_of(cache.catch_up(model, rows, mask, ft.shape[1], **own).to(ft), mine)
             found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
     return found

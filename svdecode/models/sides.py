@@ -24,6 +24,7 @@ from svdecode.models.bindings import check_bindings
 from svdecode.models.paired_layers import is_adapted
 from svdecode.models.shared_weights import share_weights, uncompiled
 from svdecode.models.steered_model import SteeredModel
+from svdecode.models.vocabulary import check_vocabularies
 
 
 @dataclass
@@ -66,13 +67,8 @@ def sides_of(model: object, pretrained: object) -> list[Side]:
     for side in sides:
         check_bindings(side.tree, side.name)
     _tell_apart(sides, guided=pretrained is model)
-    size = sides[0].tree.config.get_text_config().vocab_size
+    check_vocabularies({side.name: side.tree for side in sides})
     for side in sides[1:]:
-        if side.tree.config.get_text_config().vocab_size != size:
-            raise ValueError(
-                "model and pretrained have different vocabularies: "
-                f"{size} and {side.tree.config.get_text_config().vocab_size}"
-            )
         if side.given is not model and isinstance(side.given, PeftModel) and is_prompt_learning(side.given):
             raise ValueError("pretrained has virtual tokens (prompt learning), which only `model` may have")
     return sides

@@ -41,6 +41,7 @@ from svdecode.models.shared_weights import device_of
 from svdecode.models.steered_cache import SteeredCache, check_empty, companion_of, extend, length_of
 from svdecode.models.unchanged import Unchanged
 from svdecode.models.virtual_tokens import VirtualTokens
+from svdecode.models.vocabulary import check_tokens, in_vocabulary_of
 from svdecode.ops.fused_steer import fused_steer
 
 
@@ -182,7 +183,8 @@ class SteeredModel(ImageInputs, Settings, BorrowedWeights):
                 moved.pop("position_ids", None)
             elif not takes_positions(self) and isinstance(moved.get("attention_mask"), Tensor):
                 moved["position_ids"] = positions_of(moved["attention_mask"])[:, -moved["input_ids"].shape[1] :]
-            found.append(model(**moved).logits[:, -ft.shape[1] :].to(ft.device))
+            check_tokens(moved.get("input_ids"), model, ft.shape[-1])
+            found.append(in_vocabulary_of(model(**moved).logits[:, -ft.shape[1] :].to(ft.device), ft))
         return combined(ft, found)
 
     def _lazily(self, inputs: dict, ft: Tensor, cache: Cache | None, lazily: bool) -> Tensor:
