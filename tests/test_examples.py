@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TESTED = {"quickstart.py", "own_logits.py", "contrastive.py", "warm_start.sh"}
+TESTED = {"quickstart.py", "own_logits.py", "contrastive.py", "dpo.py", "warm_start.sh"}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,22 @@ def test_contrastive(model, tmp_path):
     assert re.search(r"^expert: 'once upon", text, re.MULTILINE), text
     assert re.search(r"^contrastive: 'once upon", text, re.MULTILINE), text
     assert re.search(r"sat out \d+% of the steps \(mode lazy\)", text), text
+
+
+def test_dpo(model, tmp_path):
+    """The reference is the model before training: the first margin is 0, and it grows."""
+    text = run(
+        sys.executable,
+        EXAMPLES / "dpo.py",
+        folder=tmp_path,
+        SVDECODE_EXAMPLE_MODEL=str(model),
+        SVDECODE_EXAMPLE_STEPS="4",
+    )
+    margins = [float(value) for value in re.findall(r"margin (-?\d+\.\d+)", text)]
+    assert margins[0] == 0, text
+    assert margins == sorted(margins), text
+    assert margins[-1] > 0.01, text
+    assert re.search(r"^steered further: 'The capital of Norway", text, re.MULTILINE), text
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

@@ -1,4 +1,4 @@
-"""The peers of `docs/recipes.md`: contrastive decoding, classifier-free guidance, proxy tuning and DExperts."""
+"""The peers of `docs/recipes.md`: contrastive decoding, guidance by two prompts, proxy tuning, DeRa and their kin."""
 
 from __future__ import annotations
 
@@ -129,9 +129,47 @@ def test_proxy_tuning(mode, alpha):
         assert thin[row, 6:].tolist()[: len(new)] == new
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.5])
+@pytest.mark.parametrize("aligned_by", ["lora", "another model"])
+def test_dera(aligned_by, share):
+    """Liu et al. 2024: (1 - lambda) z_sft + lambda z_aligned, over the whole vocabulary."""
+    if aligned_by == "lora":
+        aligned, sft = tiny_lora(), tiny_llama()
+        steered = svdecode.steer(aligned, mu=share - 1, alpha=0.0, direction="log_ratio")
+    else:
+        aligned, sft = tiny_llama(seed=1), tiny_llama(seed=2)
+        steered = svdecode.steer(aligned, pretrained=sft, mu=share - 1, alpha=0.0, direction="log_ratio")
+
+    def choose(tokens):
+        return int(((1 - share) * alone(sft, tokens) + share * alone(aligned, tokens)).argmax())
+
+    prompt = [5, 6, 7, 8]
+    got = steered.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0].tolist()
+    assert got == greedy(choose, prompt, 10)
+
+
+def test_context_aware_decoding():
+    """Shi et al. 2023: (1 + a) z(context, question) - a z(question)."""
+    model, context, question, weight = tiny_llama(seed=1), [9, 8, 40], [5, 6, 7], 0.7
+    steered = svdecode.steer(model, pretrained=model, mu=weight, alpha=0.0, direction="log_ratio")
+
+    def choose(tokens):
+        return int(((1 + weight) * alone(model, tokens) - weight * alone(model, tokens[len(context) :])).argmax())
+
+    got = steered.generate(
+        torch.tensor([context + question]),
+        pretrained_input_ids=torch.tensor([[PAD] * len(context) + question]),
+        pretrained_attention_mask=torch.tensor([[0] * len(context) + [1] * len(question)]),
+        max_new_tokens=10,
+        do_sample=False,
+    )
+    assert got[0].tolist() == greedy(choose, context + question, 10)
+
+
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", RECIPES.read_text(), re.DOTALL))
 def test_the_examples_of_the_page_run(block, capsys):
-    models = {name: tiny_llama(seed=i) for i, name in enumerate(("model", "expert", "amateur", "small", "large"))}
+    names = ("model", "expert", "amateur", "small", "large", "sft", "aligned")
+    models = {name: tiny_llama(seed=i) for i, name in enumerate(names)}
 
     class Tokenizer:
         """Words to ids, left-padded, as the page's tokenizer."""

@@ -65,10 +65,11 @@ def steer(
 
     Args:
         model: a PeftModel, or any causal LM of transformers together with `pretrained`.
-        pretrained: the other model, of the same tokenizer (see `vocabulary.py` for padded vocabularies); left out, it is what lies under the adapter. `model` itself
-            serves classifier-free guidance, with `pretrained_input_ids` (see `SteeredModel`). A pair (expert, anti_expert)
-            makes the direction that of these two, applied to `model`: proxy tuning, DExperts. Each may be a PeftModel, also
-            over one base, and that base itself; `(peft_model, "adapter name")` stands for one of its adapters.
+        pretrained: the other model, of the same tokenizer (padded vocabularies: see `vocabulary.py`). Left out, it is what
+            lies under the adapter. `model` itself serves classifier-free guidance, with `pretrained_input_ids` (see
+            `SteeredModel`). A pair (expert, anti_expert) makes the direction that of these two, applied to `model`: proxy
+            tuning, DExperts. Each may be a PeftModel, also over one base, and that base itself;
+            `(peft_model, "adapter name")` stands for one of its adapters.
         mu: steering strength, a number or a Calibration. None takes the calibration that was saved beside the adapter
             (`Calibration.save_pretrained` or `Calibration.from_pretrained` with its folder, earlier in this process).
             A calibration holds for the adapter, the alpha and the direction that it was made with.
