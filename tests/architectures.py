@@ -126,7 +126,7 @@ OWN: dict[str, dict] = {
     },
     "zamba2": {
         "mamba_d_state": 4, "n_mamba_heads": 8, "mamba_headdim": 8, "mamba_ngroups": 1, "chunk_size": 4, "num_mem_blocks": 1,
-        "hybrid_layer_ids": [1, 3], "use_mamba_kernels": False,
+        "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
     },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip

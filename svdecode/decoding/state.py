@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from svdecode.models.buffered_cache import buffered_cache
 from svdecode.models.forward_inputs import CACHE, last_logits, positions_of, takes_positions
-from svdecode.models.reach import frequencies_change_at, keeps_keys_and_values, keeps_some_keys, masks_itself
+from svdecode.models.reach import frequencies_change_at, keeps_keys_and_values, keeps_some_keys, needs_dynamic_cache
 from svdecode.models.steered_model import SteeredModel
 
 
@@ -73,7 +73,7 @@ def _empty_cache(steered: SteeredModel, room: int) -> Cache:
     virtual = 0 if steered._virtual_tokens is None else steered._virtual_tokens.count
     if not keeps_keys_and_values(steered):  # the mask of a static cache is no mask for a state
         return DynamicCache(config=config)
-    if _prefers_static(steered) and not masks_itself(steered):
+    if _prefers_static(steered) and not needs_dynamic_cache(steered, steered._virtual_tokens is not None):
         return StaticCache(config=config, max_cache_len=room + virtual)
     return buffered_cache(steered, room + virtual)
 

@@ -64,9 +64,15 @@ def frequencies_change_at(model: PreTrainedModel) -> int | None:
     return getattr(config, "original_max_position_embeddings", None) or parameters["original_max_position_embeddings"]
 
 
-def masks_itself(model: PreTrainedModel) -> bool:
-    """Whether a layer makes its mask from the number of keys, as GPT-Neo's local ones do: a static cache has too many."""
-    return "local" in getattr(_text_config(model), "attention_layers", ())
+def needs_dynamic_cache(model: PreTrainedModel, virtual_tokens: bool) -> bool:
+    """Whether a layer counts keys, of which a static cache has too many.
+
+    GPT-Neo's local layers make their mask from that number. With ALiBi, BLOOM makes its bias as long as the mask, which
+    generate() does not prepare where virtual tokens give the two models different masks.
+    """
+    config = _text_config(model)
+    alibi = getattr(config, "alibi", False) or any(hasattr(m, "build_alibi_tensor") for m in model.modules())
+    return "local" in getattr(config, "attention_layers", ()) or (virtual_tokens and alibi)
 
 
 def keeps_state_in_modules(model: PreTrainedModel) -> bool:

@@ -34,7 +34,7 @@ from svdecode.models.image_inputs import ImageInputs, check_arguments, given_ima
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.lazy_forward import catch_up, rows_needed
 from svdecode.models.paired_layers import PairedLayers
-from svdecode.models.reach import masks_itself
+from svdecode.models.reach import needs_dynamic_cache
 from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
 from svdecode.models.settings import Settings
 from svdecode.models.shared_weights import device_of
@@ -214,9 +214,9 @@ class SteeredModel(ImageInputs, Settings, BorrowedWeights):
             if filled or cache.own_prompt == own_prompt:
                 return cache
         check_empty(cache)
-        if cache.is_compileable and masks_itself(self):
+        if cache.is_compileable and needs_dynamic_cache(self, self._virtual_tokens is not None):
             raise ValueError(
-                f"{type(self).__name__} counts keys for its mask, of which a static cache has too many: take a dynamic one"
+                f"{type(self).__name__} counts keys, of which a static cache has too many: take a dynamic one"
             )
         companions: list = []
         if self.mode == "lazy":
