@@ -160,7 +160,7 @@ def test_a_finite_penalty_needs_no_floor(lora):
 
 
 def test_guidance_is_refused_where_it_would_subtract_infinities(lora):
-    with pytest.raises(ValueError, match="guidance_scale .* finite penalty"):
+    with pytest.raises(ValueError, match=r"guidance_scale .* finite penalty"):
         generated(steer(lora), guidance_scale=1.5)
     assert generated(steer(lora, penalty=-1.0), guidance_scale=1.5).shape[0] == 3
 

@@ -9,7 +9,7 @@ from torch import Tensor
 FLOOR_GAP = 1000.0
 """Nats between a row's least likely kept token and its most likely token outside K, at least.
 
-No draw sees it: exp(-FLOOR_GAP / temperature) is 0 in float32 up to a temperature of 9; above 1, `generate()` of a steered model
+No draw sees it: exp(-FLOOR_GAP / temperature) is 0 in float32 up to a temperature of 9; above 1, `generate()`
 multiplies it by the temperature. Float32 still orders log-probabilities of this size to 1e-4 nats."""
 
 
