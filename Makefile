@@ -19,7 +19,7 @@ PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py
 # One dtype of each operator for all kernels, rows alone and in a batch, odd strides, and what contraction to fma loses.
 PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
 
-.PHONY: env demo test test-matrix test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
+.PHONY: env demo test fuzz test-matrix test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
 
 env: $(READY)
 
@@ -44,6 +44,10 @@ test-ptx: env
 
 test-ptx-subset: env
 	cd tests && ../$(BIN)/pytest -p ptx.plugin -n 2 --dist worksteal -k "$(PTX_SUBSET)" $(PTX_TESTS)
+
+# Random calls of every operator on every backend against the float64 reference: make fuzz SECONDS=600
+fuzz: env
+	cd tests && ../$(BIN)/python fuzz_operators.py --seconds $(or $(SECONDS),600)
 
 # Every type of model with every kind of adapter, mode and cache; `make test` runs a part.
 test-matrix: env

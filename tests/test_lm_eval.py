@@ -137,6 +137,20 @@ def test_generated_answers(places, results):
         assert sample["filtered_resps"][0].split() == words
 
 
+def test_a_mask_that_forbids_the_kept_set(places):
+    from svdecode.evaluation.lm_eval import SteeredLM
+
+    folder, rows, model = places
+    paths = {"pretrained": str(folder / "model"), "adapter": str(folder / "adapter")}
+    lm = SteeredLM(**paths, mu=MU, alpha=1.0, device="cpu", dtype="float32")
+    context = torch.tensor([ids(rows[0]["question"])])
+    with torch.no_grad():
+        adapted = model(context).logits[0, -1]
+    kept, second = adapted.topk(2).indices.tolist()
+    mask = {"suppress_tokens": [kept]}
+    assert lm._model_generate(context, context.shape[1] + 1, stop=[], do_sample=False, **mask)[0, -1] == second
+
+
 def test_results_say_how_the_model_was_steered(places, results):
     folder, _, _ = places
     config = {name: results["config"][name] for name in (*svdecode.Setting._fields, "scoring_penalty", "mode")}

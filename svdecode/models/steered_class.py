@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from svdecode.models.forward_inputs import OWN_ARGUMENTS, with_cache_name
 from svdecode.models.steered_model import SteeredModel
+from svdecode.ops.floor import with_floor
 
 
 def _forward_of(cls: type[PreTrainedModel]):
@@ -31,7 +32,8 @@ def _forward_of(cls: type[PreTrainedModel]):
         for_loss = {name: inputs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in inputs}
         as_tuple = inputs.get("return_dict") is False
         pre, ft, output = self.logits_to_steer(**inputs)
-        output["logits"] = self.steered_logprobs(pre, ft)
+        logprobs = self.steered_logprobs(pre, ft)
+        output["logits"] = logprobs if self._floor_gap is None else with_floor(logprobs, ft, self._floor_gap)
         if labels is not None:
             loss = self.loss_function(output.logits, labels, vocab_size=output.logits.shape[-1], **for_loss)
             output = type(output)(**{"loss": loss, **output})  # in front, where a tuple has it

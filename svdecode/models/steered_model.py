@@ -33,6 +33,7 @@ from svdecode.models.forward_inputs import (
 from svdecode.models.image_inputs import ImageInputs, check_arguments, given_images, leave_out
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.lazy_forward import catch_up, rows_needed
+from svdecode.models.masks import floor_gap
 from svdecode.models.paired_layers import PairedLayers
 from svdecode.models.reach import needs_dynamic_cache
 from svdecode.models.rows_of_both import offsets_of_both, rows_of_both
@@ -68,6 +69,7 @@ class SteeredModel(ImageInputs, Settings, BorrowedWeights):
     _same_layers: bool  # whether the others' caches have the layers of this model's
     _paired_layers: PairedLayers | None  # None where one model is on both sides
     _virtual_tokens: VirtualTokens | None
+    _floor_gap: float | None = None  # while generate() has masks: see `floor_gap`
 
     def train(self, mode: bool = True) -> SteeredModel:
         """As of any module."""
@@ -114,7 +116,18 @@ class SteeredModel(ImageInputs, Settings, BorrowedWeights):
         pad = self.generation_config.pad_token_id
         if own is not None and keywords.get("pretrained_attention_mask") is None and pad is not None:
             keywords["pretrained_attention_mask"] = ((own != pad).cumsum(-1) > 0).long()
-        return super().generate(inputs, *arguments, **keywords)
+        before, self._floor_gap = self._floor_gap, None
+        try:
+            return super().generate(inputs, *arguments, **keywords)
+        finally:
+            self._floor_gap = before
+
+    def _get_logits_processor(self, *arguments: Any, **keywords: Any) -> Any:
+        """The processors of one `generate()`: from here on its forwards know whether tokens outside K need scores."""
+        processors = super()._get_logits_processor(*arguments, **keywords)
+        all_have_scores = self.settings.penalty > -math.inf or self.settings.alpha == 0
+        self._floor_gap = None if all_have_scores else floor_gap(processors)
+        return processors
 
     def _pair(self, inputs: dict[str, object], lazily: bool) -> tuple[Tensor, Tensor, object]:
         inputs = {**with_cache_name(inputs), "return_dict": True}

@@ -22,6 +22,7 @@ from svdecode.ops.torch_library import (
     Operator,
     check_tensors,
     float_dtype,
+    is_forward_mode,
     is_watched,
     logits_grads_like,
     needed,
@@ -70,7 +71,8 @@ def fused_steer(
                z_v + |mu| * penalty      otherwise
         logprobs = log_softmax(zs)
 
-    Differentiable in both logits and in `mu`; K is a constant. The inputs are never written to.
+    Differentiable in both logits and in `mu`; K is a constant. Second and forward-mode derivatives are computed by the
+    reference, whatever the backend is. The inputs are never written to.
 
     Args:
         logits_pre: (..., V) float32, bfloat16 or float16 (float64 on the reference backend), of the pre-trained model.
@@ -84,7 +86,7 @@ def fused_steer(
         eps: added to the denominator of `mu_star`.
         return_kl: False leaves out the normaliser of the pre-trained model, which only the KL needs.
         out: (..., V) float32 tensor that receives the log-probabilities, in memory of its own. It cannot be used together
-            with gradients. Reusing it saves the cost of fresh memory in each call.
+            with derivatives. Reusing it saves the cost of fresh memory in each call.
         backend: "reference", "cpu", "triton", "cuda", or None to pick by device (see `svdecode.backends`).
 
     Raises:
@@ -100,6 +102,8 @@ def fused_steer(
         strength = 1.0
     if out is not None:
         validation.check_out(out, logits_pre, logits_ft)
+        if is_forward_mode():
+            raise ValueError("out cannot be used with forward-mode derivatives: leave out= away")
     arguments = (logits_pre, logits_ft, strength, labels, alpha, penalty, direction, eps, bool(return_kl))
     if out is None or not is_watched((logits_pre, logits_ft, strength, out)):
         result = _FUSED_STEER(backend, arguments, labels, (out, False))
@@ -168,10 +172,11 @@ def _autograd(ctx, grad_logprobs, grad_mu, _num_kept, grad_kl, grad_mu_star, gra
     logits_pre, logits_ft, mu, labels, *outputs = ctx.saved_tensors
     settings, backend = ctx.settings
     label_grads = (None, None) if labels is None else (grad_mu_star, grad_moments)
-    *grads, grad_strength = FUSED_STEER_BACKWARD.registered(
+    *grads, grad_strength = FUSED_STEER_BACKWARD.derivative(
         *(grad_logprobs, grad_mu, grad_kl, *label_grads),
         *(logits_pre, logits_ft, mu, labels, *outputs),
-        *(*settings, *ctx.needs_input_grad[:2], backend),
+        *(*settings, *ctx.needs_input_grad[:2]),
+        backend=backend,
     )
     mu_grad = None
     if mu is not None and ctx.needs_input_grad[2]:

@@ -82,10 +82,11 @@ def _autograd(ctx, grad_mu_star, grad_moments, _saved):
     logits_pre, logits_ft, labels, mu_star, moments, saved = ctx.saved_tensors
     alpha, direction, eps, backend = ctx.settings
     # The moments do not depend on the penalty, and without a gradient of log-probs nothing else does either.
-    *grads, _ = FUSED_STEER_BACKWARD.registered(
+    *grads, _ = FUSED_STEER_BACKWARD.derivative(
         *(None, None, None, grad_mu_star, grad_moments),
         *(logits_pre, logits_ft, None, labels, mu_star, present(None, logits_ft), moments, saved),
-        *(alpha, 0.0, direction, eps, *ctx.needs_input_grad[:2], backend),
+        *(alpha, 0.0, direction, eps, *ctx.needs_input_grad[:2]),
+        backend=backend,
     )
     return (*needed(ctx, grads), *(None,) * 5)
 

@@ -82,7 +82,8 @@ def _autograd(ctx, grad_nll, _saved):
     if grad_nll is None:
         return (None,) * 8
     *settings, backend = ctx.settings
-    *grads, grad_mu = _BACKWARD.registered(grad_nll, *ctx.saved_tensors, *settings, *ctx.needs_input_grad[:2], backend)
+    needs = ctx.needs_input_grad[:2]
+    *grads, grad_mu = _BACKWARD.derivative(grad_nll, *ctx.saved_tensors, *settings, *needs, backend=backend)
     mu_grad = grad_mu.to(ctx.saved_tensors[3].dtype) if ctx.needs_input_grad[3] else None
     return (*needed(ctx, grads), None, mu_grad, *(None,) * 4)
 

@@ -71,7 +71,7 @@ def _autograd(ctx, grad_delta, _saved):
         return (None,) * 5
     *settings, backend = ctx.settings
     needs = ctx.needs_input_grad[:2]
-    grads = _BACKWARD.registered(grad_delta, *ctx.saved_tensors, *settings, *needs, backend)
+    grads = _BACKWARD.derivative(grad_delta, *ctx.saved_tensors, *settings, *needs, backend=backend)
     return (*needed(ctx, grads), None, None, None)
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from svdecode.constants import SAVED_FIELDS
-from svdecode.ops import validation
+from svdecode.ops import reference, reference_backward, validation
 from svdecode.ops.backends import choose, implementation, implementation_for
 from svdecode.ops.compiled import out_of_memory
 from svdecode.ops.mu import as_tensor
@@ -31,7 +32,8 @@ class Operator:
     """One operator of `torch.ops.svdecode`, called by the public function of its name.
 
     The dispatcher, with its autograd in Python, costs more than the kernel of a decode step. So a call goes through it only
-    where a gradient is wanted or something looks on (`is_watched`), and otherwise straight to the backend.
+    where a gradient is wanted or something looks on (`is_watched`), and otherwise straight to the backend. The kernels have no
+    forward-mode derivative: where one is wanted, the reference computes an operator that has a backward.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Operator:
             setup_context: keeps what `backward` needs.
             watched: how many of the first arguments may want a gradient or be something else than a plain tensor.
         """
-        self.name, self.watched = name, watched
+        self.name, self.watched, self._is_differentiable = name, watched, backward is not None
         schema = f"{name}({arguments}, str backend) -> ({', '.join(['Tensor'] * results)})"
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, _guarded(run), "CompositeExplicitAutograd")
@@ -78,14 +80,31 @@ class Operator:
         """
         logits_ft = arguments[1]
         try:
-            if is_watched(arguments[: self.watched]):
+            # The level is read here: a function that says it would cost as much as the rest of this line.
+            differentiated = self._is_differentiable and forward_ad._current_level >= 0
+            watched = not differentiated and is_watched(arguments[: self.watched])
+            if watched and not (self._is_differentiable and _is_in_func_grad()):
                 return self.through_torch(backend, arguments)
+            if watched or differentiated:
+                choose(backend, arguments[0], logits_ft)  # as strict as ever about what was asked for
+                run = getattr(reference, self.name)
+            else:
+                run = implementation_for(self.name, backend, arguments[0], logits_ft)
             if labels is not None:
                 validation.check_label_range(labels, logits_ft.shape[-1])
-            run = implementation_for(self.name, backend, arguments[0], logits_ft)
             return run(*(arguments + short))
         except RuntimeError as error:
             raise self._in_words(error, logits_ft) from None
+
+    def derivative(self, *arguments, backend: str):
+        """Results of an operator that is a backward, given its own arguments.
+
+        The kernels have no second derivative. Where autograd keeps a graph of the backward (`create_graph=True`), the reference
+        computes it, through whose operations autograd goes on.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return getattr(reference_backward, self.name)(*arguments)
+        return self.registered(*arguments, backend)
 
     def _in_words(self, error: RuntimeError, logits_ft: Tensor) -> RuntimeError:
         """What to do where a transform of torch cannot see into the operator."""
@@ -120,6 +139,17 @@ def _guarded(run: Callable) -> Callable:
             raise out_of_memory(error, next(x for x in arguments if isinstance(x, Tensor))) from None
 
     return guarded
+
+
+def is_forward_mode() -> bool:
+    """Whether a level of forward-mode derivatives is open, torch.func.jvp's or `forward_ad.dual_level`'s."""
+    return forward_ad._current_level >= 0
+
+
+def _is_in_func_grad() -> bool:
+    """Whether torch.func takes a gradient: torch's Function of an operator does not go through it, plain operations do."""
+    transform = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return transform is not None and transform.key().name == "Grad"
 
 
 def is_watched(inputs: tuple) -> bool:
