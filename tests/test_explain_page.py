@@ -166,7 +166,7 @@ def test_the_switch_changes_colours_and_bars(opened):
     moved = found.evaluate(fill), found.inner_text("#profile .note"), found.is_visible(".by-moved")
     found.check("input[name=by][value=kl]")
     kl = found.evaluate(fill), found.inner_text("#profile .note"), found.is_visible(".by-moved")
-    assert moved == ("rgb(195, 223, 247)", "Each bar is a step; the longest is \u22120.320 (step 1).", True)
+    assert moved == ("rgb(195, 223, 247)", "Each bar is a step; the longest is +0.320 (step 9).", True)
     assert kl == ("rgb(116, 181, 234)", "Each bar is a step; the longest is 0.700 nats (step 15).", False)
     assert found.locator("#profile .mark").count() == 7  # marks, not colours alone
     assert found.locator(".token .mark").count() == 7

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svdecode.cli.generate import STDIN, _from_stdin
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet
 from svdecode.common.files import check_writable, to_json
 from svdecode.common.terminal import print_table
@@ -15,7 +15,6 @@ from svdecode.common.terminal import print_table
 if TYPE_CHECKING:
     from svdecode.explanation.explanation import Explanation
 
-STDIN = "-"
 PAGE = Path("svdecode-explanation.html")
 ROWS = 20
 """Changed steps that the terminal shows; the page shows all."""
@@ -93,15 +92,6 @@ def _check_output(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: pass --overwrite, or another file as --output")
     check_writable(path.parent)
-
-
-def _from_stdin() -> str:
-    """All of stdin as UTF-8, without one line break at the end; ValueError where it is not UTF-8."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt on stdin is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _show(found: Explanation) -> None:
