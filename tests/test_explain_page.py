@@ -152,6 +152,10 @@ def test_click_and_keyboard_show_the_candidates(opened):
     assert all(part in rows[2] for part in ("pre-trained's choice", "out", "<0.001", "0.500"))
     widths = found.eval_on_selector_all("tbody tr:first-child .fill", "all => all.map((one) => one.style.width)")
     assert widths == ["20%", "50%", "82%"]
+    found.click("label[for=step-4]")  # nothing above 0.5: the bars are drawn larger
+    assert "a full bar is 0.5." in found.inner_text("caption")
+    assert found.eval_on_selector("tbody tr:first-child .warm-start .fill", "(one) => one.style.width") == "100%"
+    found.click("label[for=step-17]")
     found.focus("button[aria-label='Previous changed step']")
     found.keyboard.press("Enter")
     assert found.inner_text("#panel-title").startswith("Step 16 of 19")

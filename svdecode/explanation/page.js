@@ -22,10 +22,10 @@
     return element("bdi", { class: "piece" }, value);
   }
 
-  function bar(value, before, name) {
+  function bar(share, before, name) {
     const track = element("span", { class: `track ${name}`, "aria-hidden": "true" });
     const fill = element("span", { class: "fill" });
-    fill.style.width = `${100 * value}%`;
+    fill.style.width = `${100 * share}%`;
     track.append(fill);
     if (before !== null) {
       const tick = element("span", { class: "tick" });
@@ -42,17 +42,17 @@
     }
     const made = element("tr", candidate.kept ? {} : { class: "outside" }, head);
     made.append(element("td", { class: "kept" }, candidate.kept ? "in K" : "out"));
-    candidate.values.forEach((value, index) => {
-      const before = index === 2 ? candidate.values[1] : null;
+    candidate.shares.forEach((share, index) => {
+      const before = index === 2 ? candidate.shares[1] : null;
       const name = NAMES[index].toLowerCase().replace(" ", "-");
-      made.append(element("td", { class: "number" }, element("span", { class: "value" }, candidate.texts[index]), bar(value, before, name)));
+      made.append(element("td", { class: "number" }, element("span", { class: "value" }, candidate.texts[index]), bar(share, before, name)));
     });
     return made;
   }
 
   function table(step) {
     const heads = ["Candidate", "K", ...NAMES].map((name) => element("th", { scope: "col" }, name));
-    const caption = element("caption", {}, "Probability of each candidate. The line in the steered bars is the warm start.");
+    const caption = element("caption", {}, `Probability of each candidate; a full bar is ${step.full}. The line in the steered bars is the warm start.`);
     const body = element("tbody", {}, ...step.rows.map(row));
     return element("table", { class: "candidates" }, caption, element("thead", {}, element("tr", {}, ...heads)), body);
   }
@@ -112,20 +112,20 @@
   function draw(by) {
     const moved = by === "moved";
     const values = steps.map((step) => (moved ? step.moved[0] : step.kl[0]));
-    const known = values.filter((value) => moved || value >= 0);
+    const known = values.filter((value) => moved || value >= 0); // an infinite KL is -1, and as long as the longest
     const top = Math.max(...known.map(Math.abs), 1e-9);
-    const whole = moved ? 80 : 40;
+    const longest = moved ? 40 : 80;
     const zero = moved ? 50 : 90;
     const svg = piece("svg", { viewBox: `0 0 ${steps.length} 100`, preserveAspectRatio: "none" });
     steps.forEach((step, index) => {
       const value = !moved && values[index] < 0 ? top : values[index];
-      const height = (Math.abs(value) / top) * (moved ? whole / 2 : 2 * whole);
+      const height = (Math.abs(value) / top) * longest;
       const spot = piece("rect", { class: "spot", x: index, y: 0, width: 1, height: 100 });
       if (index === shown) spot.classList.add("on");
       spot.addEventListener("click", () => choose(index));
       const y = value < 0 ? zero : zero - height;
-      const level = step.levels[moved ? 1 : 0];
-      svg.append(spot, piece("rect", { class: `bar ${value < 0 ? "down" : "up"}${step.changed ? " changed" : ""}`, "data-level": level, x: index + 0.15, y, width: 0.7, height: Math.max(height, 0.8) }));
+      const bar = { class: `bar ${value < 0 ? "down" : "up"}`, x: index + 0.15, y, width: 0.7, height: Math.max(height, 0.8) };
+      svg.append(spot, piece("rect", bar));
     });
     svg.append(piece("line", { x1: 0, x2: steps.length, y1: zero, y2: zero }));
     const marks = element("div", { class: "marks" });

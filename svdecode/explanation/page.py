@@ -32,6 +32,8 @@ LONG_PROMPT = 600
 """Characters of a prompt that is folded up."""
 LONG_ANSWER = 160
 """Tokens of an answer that scrolls in its box, so that the candidates stay in sight."""
+FULL_BARS = (0.1, 0.2, 0.5, 1.0)
+"""What a full bar may stand for: the least that all candidates of a step fit into."""
 MARK = "\u25c6"
 """Stands at the steps where steering changed the choice."""
 
@@ -222,6 +224,8 @@ def _table(explanation: Explanation) -> str:
 def _data(number: int, step: Step) -> dict[str, object]:
     """One step as the script shows it: ready texts, and shares for the bars."""
     chosen = step.chosen
+    largest = max(max(row.pretrained, row.warm_start, row.steered) for row in step.candidates)
+    full = next((bar for bar in FULL_BARS if largest <= bar), 1.0)
     facts = [
         ["Probability of the choice", f"{probability(chosen.warm_start)} without steering, "
          f"{probability(chosen.steered)} with it ({change(step.moved)})"],
@@ -236,13 +240,13 @@ def _data(number: int, step: Step) -> dict[str, object]:
         "moved": [step.moved, change(step.moved)],
         # JSON has no infinity, and a bar no more than its full height.
         "kl": [step.kl if math.isfinite(step.kl) else -1, nats(step.kl)],
-        "levels": [level(step.kl, KL_LEVELS), level(step.moved, MOVED_LEVELS)],
         "facts": facts,
-        "rows": [_row(candidate, step) for candidate in step.candidates],
+        "full": f"{full:g}",
+        "rows": [_row(candidate, step, full) for candidate in step.candidates],
     }
 
 
-def _row(candidate: Candidate, step: Step) -> dict[str, object]:
+def _row(candidate: Candidate, step: Step, full: float) -> dict[str, object]:
     top = max(step.candidates, key=lambda row: row.pretrained).token.id
     choices = {"steered": step.chosen.token.id, "warm start": step.without.token.id, "pre-trained": top}
     values = (candidate.pretrained, candidate.warm_start, candidate.steered)
@@ -251,7 +255,7 @@ def _row(candidate: Candidate, step: Step) -> dict[str, object]:
         "id": candidate.token.id,
         "kept": candidate.kept,
         "choices": [name for name, token in choices.items() if token == candidate.token.id],
-        "values": [round(value, 4) for value in values],
+        "shares": [round(min(value / full, 1.0), 4) for value in values],
         "texts": [probability(value) for value in values],
     }
 
