@@ -124,8 +124,8 @@
       if (index === shown) spot.classList.add("on");
       spot.addEventListener("click", () => choose(index));
       const y = value < 0 ? zero : zero - height;
-      const bar = { class: `bar ${value < 0 ? "down" : "up"}`, x: index + 0.15, y, width: 0.7, height: Math.max(height, 0.8) };
-      svg.append(spot, piece("rect", bar));
+      const shape = { class: `bar ${value < 0 ? "down" : "up"}`, x: index + 0.15, y, width: 0.7, height: Math.max(height, 0.8) };
+      svg.append(spot, piece("rect", shape));
     });
     svg.append(piece("line", { x1: 0, x2: steps.length, y1: zero, y2: zero }));
     const marks = element("div", { class: "marks" });
