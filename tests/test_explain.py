@@ -27,7 +27,11 @@ SETTINGS = [
     {"alpha": 0.02, "penalty": -math.inf, "direction": "kl"},
     {"alpha": 0.0, "penalty": -math.inf, "direction": "log_ratio"},
     {"alpha": 0.1, "penalty": -1.0, "direction": "log_ratio"},
-    {"alpha": 1.0, "penalty": -math.inf, "direction": "kl"},  # lazy decoding needs no pre-trained model here, the page does
+    {
+        "alpha": 1.0,
+        "penalty": -math.inf,
+        "direction": "kl",
+    },  # lazy decoding needs no pre-trained model here, the page does
 ]
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
