@@ -2,7 +2,7 @@
 
 Every public name is imported on first use, so that the command line starts without torch. The operators (`fused_steer`,
 `steering_vector`, `optimal_strength`, `steered_nll`, `steer_sample`, `steer_topk`) need torch alone. What works on models
-(`steer`, `generate`, `calibrate`, `Calibration`) needs transformers and peft too.
+(`steer`, `generate`, `calibrate`, `Calibration`, `explain`) needs transformers and peft too.
 
 The first operator that is named registers all of them under `torch.ops.svdecode`; `import svdecode.ops` does the same.
 """
@@ -19,6 +19,7 @@ from svdecode.constants import VERSION as __version__
 if TYPE_CHECKING:
     from svdecode.calibration.calibrate import calibrate
     from svdecode.decoding.generate import generate
+    from svdecode.explanation.explanation import Explanation, explain
     from svdecode.models.steer import steer
     from svdecode.ops.backends import backends, use_backend
     from svdecode.ops.fused_steer import SteerOutput, fused_steer
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Explanation",
     "Setting",
     "SteerOutput",
     "__version__",
     "backends",
     "calibrate",
+    "explain",
     "fused_steer",
     "generate",
     "optimal_strength",
@@ -64,12 +67,14 @@ _HOME = {
     "use_backend": "ops.backends",
     # These need the extra `models`.
     "Calibration": "strength.calibration",
+    "Explanation": "explanation.explanation",
     "calibrate": "calibration.calibrate",
+    "explain": "explanation.explanation",
     "generate": "decoding.generate",
     "plot_calibration": "strength.figure",
     "steer": "models.steer",
 }
-_NEEDS_MODELS = ("Calibration", "calibrate", "generate", "plot_calibration", "steer")
+_NEEDS_MODELS = ("Calibration", "Explanation", "calibrate", "explain", "generate", "plot_calibration", "steer")
 
 # In a clone the kernels lie beside this folder and not in it: `svdecode.kernels` is found there too.
 if (_root := Path(__file__).parent.parent).joinpath("kernels", "row_algebra.py").is_file():

@@ -14,7 +14,7 @@ FLOORS = [
     {"data", "strength"},
     {"models", "kernels"},
     {"decoding", "warmstart"},
-    {"calibration"},
+    {"calibration", "explanation"},
     {"evaluation"},
     {"demo"},
     {"cli"},

@@ -86,6 +86,7 @@ def test_nothing_of_an_earlier_build_gets_into_a_wheel(checkout, tmp_path):
     names = [zipfile.ZipFile(next((tmp_path / which).glob("*.whl"))).namelist() for which in ("first", "second")]
     assert ["svdecode/gone.py" in found for found in names] == [True, False]
     assert "svdecode/kernels/row_algebra.py" in names[1]
+    assert {"svdecode/explanation/page.css", "svdecode/explanation/page.js"} <= set(names[1])
     reason = zipfile.ZipFile(next((tmp_path / "second").glob("*.whl"))).read("svdecode/ops/not_compiled.txt")
     assert reason == b"SVDECODE_BUILD=none"
     assert not (checkout / "build").exists()
@@ -116,6 +117,9 @@ def test_a_wheel_from_the_source_distribution_holds_the_operators(checkout, tmp_
     assert "-cp310-abi3-" in wheel.name  # one for all Python versions, and by the stable ABI for all torch versions
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "wheel")
+    for name in ("page.css", "page.js"):
+        found = tmp_path / "wheel" / "svdecode" / "explanation" / name
+        assert found.read_text() == (ROOT / "svdecode" / "explanation" / name).read_text()
     text = imported_from(tmp_path / "wheel", REPORT, tmp_path, SVDECODE_CUDA_EMULATION="")
     assert "'cpu': Backend(available=True, reason='C++, " in text
     assert "[1.0, 1.0]" in text

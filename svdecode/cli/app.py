@@ -15,6 +15,7 @@ try:
     from svdecode.cli.calibrate import calibrate
     from svdecode.cli.demo import demo
     from svdecode.cli.evaluate import evaluate
+    from svdecode.cli.explain import explain
     from svdecode.cli.generate import generate
     from svdecode.cli.info import info
     from svdecode.cli.lm_eval import lm_eval
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: it never cuts the name of an option, and it starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info, demo, warmstart, calibrate, generate, bench):
+for command in (info, demo, warmstart, calibrate, generate, explain, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
