@@ -12,6 +12,7 @@ from __future__ import annotations
 import conftest  # isort: skip  # which backends there are is decided before svdecode is imported
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -25,73 +26,19 @@ import hypothesis
 import torch
 from cases import BACKENDS, assert_logprobs_close, use_backend
 from draws import assert_same_draw, draw
-from hypothesis import strategies as st
-from rows import kept_labels, model_rows
+from fuzz_calls import Call, calls
 from test_backward import assert_gradients_close, gradients
 from torch import Tensor
+from tqdm import tqdm
 
 import svdecode
 
 assert conftest
 EXAMPLES = {"cpu": 40, "cuda": 20, "triton": 6}
 """Calls of one operator on one backend before it is the next one's turn; without a GPU, Triton runs in its interpreter."""
-LARGEST = {"cpu": 9000, "cuda": 2300, "triton": 1100}
-"""Vocabularies."""
+SHRINKING = 20.0
+"""Seconds that a failing call may take to be made smaller."""
 warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's, of the planted values, in Triton's interpreter
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One call; `seed` stands for its random values. Fields that an operator does not have are not used."""
-
-    operator: str
-    backend: str
-    shape: list[int]
-    pre: str = "float32"
-    ft: str = "float32"
-    layout: str = "contiguous"
-    default_dtype: str = "float32"
-    alpha: float = 0.1
-    penalty: float = -math.inf
-    direction: str = "kl"
-    mu: float | None = 0.7  # None: one per row
-    spread: float = 1.0
-    levels: int | None = None  # so many different logits per nat: ties
-    planted: list[tuple[bool, int, float]] = dataclasses.field(default_factory=list)  # (in ft?, position, value)
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    k: int = 1
-    seed: int = 0
-
-    @property
-    def settings(self) -> dict[str, object]:
-        return {"alpha": self.alpha, "penalty": self.penalty, "direction": self.direction}
-
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, float | Tensor]:
-        """(logits_pre, logits_ft, labels, mu)."""
-        torch.manual_seed(self.seed)
-        pair = model_rows(*self.shape, spread=self.spread)
-        pair = pair if self.levels is None else tuple((x * self.levels).round() / self.levels for x in pair)
-        for in_ft, position, value in self.planted:
-            pair[in_ft].view(-1)[position % pair[0].numel()] = value
-        labels = kept_labels(pair[1].nan_to_num())
-        mu = self.mu if self.mu is not None else torch.linspace(-1.0, 2.0, labels.numel()).reshape(labels.shape)
-        pre, ft = (x.to(getattr(torch, name)) for x, name in zip(pair, (self.pre, self.ft), strict=True))
-        return laid_out(pre, self.layout), laid_out(ft, self.layout), labels, mu
-
-
-def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values with other strides; "padded" rows are not aligned."""
-    if layout == "padded":
-        wide = x.new_full((*x.shape[:-1], x.shape[-1] + 3), math.nan)
-        wide[..., 1:-2] = x
-        return wide[..., 1:-2]
-    if layout == "transposed":
-        return x.transpose(0, -2).contiguous().transpose(0, -2)
-    if layout == "every other row":
-        return x.repeat_interleave(2, 0)[::2]
-    return x.repeat_interleave(2, -1)[..., ::2] if layout == "last dimension strided" else x
 
 
 def close(got: Tensor, expected: Tensor, scale: float = 1.0) -> None:
@@ -214,42 +161,12 @@ def run(call: Call) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def calls(operator: str, backend: str) -> st.SearchStrategy[Call]:
-    """Calls of one operator on one backend."""
-    dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
-    return st.builds(
-        Call,
-        operator=st.just(operator),
-        backend=st.just(backend),
-        shape=st.tuples(
-            st.lists(st.integers(1, 3), min_size=1, max_size=2),
-            st.one_of(st.integers(1, 70), st.integers(1, LARGEST[backend.partition("-")[0]])),
-        ).map(lambda parts: [*parts[0], parts[1]]),
-        pre=dtypes,
-        ft=dtypes,
-        layout=st.sampled_from(["contiguous", "padded", "transposed", "every other row", "last dimension strided"]),
-        default_dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
-        alpha=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
-        penalty=st.sampled_from([-math.inf, -7.5, -1.0, 0.0]),
-        direction=st.sampled_from(["kl", "log_ratio"]),
-        mu=st.sampled_from([0.7, 0.0, -1.5, None]),
-        spread=st.sampled_from([0.1, 1.0, 4.0]),
-        levels=st.sampled_from([None, None, 1, 4]),
-        planted=st.lists(
-            st.tuples(st.booleans(), st.integers(0, 30000), st.sampled_from([-math.inf] * 3 + [math.nan, math.inf])),
-            max_size=5,
-        ),
-        temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-        top_k=st.sampled_from([None, 1, 5, 10**6]),
-        top_p=st.sampled_from([None, 0.2, 0.95]),
-        k=st.integers(1, 60),
-        seed=st.integers(0, 10**6),
-    )
+def fuzz(operator: str, backend: str, seed: int, end: float) -> tuple[int, bool]:
+    """Calls of one operator on one backend until `end` at most: their number, and whether all were right.
 
-
-def fuzz(operator: str, backend: str, seed: int) -> bool:
-    """Some calls of one operator on one backend; whether all were right. The smallest that was wrong is printed."""
-    failed: list[Call] = []
+    The smallest call that was wrong is printed; finding it takes `SHRINKING` seconds at most.
+    """
+    tried, wrong, until = 0, [], end
     options = hypothesis.settings(
         max_examples=EXAMPLES[backend.partition("-")[0]], deadline=None, database=None, derandomize=False,
         report_multiple_bugs=False, suppress_health_check=list(hypothesis.HealthCheck),
@@ -259,18 +176,23 @@ def fuzz(operator: str, backend: str, seed: int) -> bool:
     @options
     @hypothesis.given(calls(operator, backend))
     def try_it(call: Call) -> None:
+        nonlocal tried, until
+        if time.monotonic() > until:
+            return
+        tried += 1
         try:
             run(call)
-        except Exception:
-            failed.append(call)  # the last one that hypothesis tries is the smallest
+        except Exception as error:
+            until = until if wrong else time.monotonic() + SHRINKING
+            wrong.append((call, error))  # the last one that hypothesis tries is the smallest
             raise
 
-    try:
+    with contextlib.suppress(Exception):  # it is in `wrong`; after `until` hypothesis calls it flaky
         try_it()
-    except Exception as error:
-        print(f"\n{type(error).__name__}: {error}\nreplay: --replay '{json.dumps(dataclasses.asdict(failed[-1]))}'")
-        return False
-    return True
+    if wrong:
+        call, error = wrong[-1]
+        print(f"{type(error).__name__}: {error}\nreplay: --replay '{json.dumps(dataclasses.asdict(call))}'")
+    return tried, not wrong
 
 
 def main() -> int:
@@ -285,14 +207,17 @@ def main() -> int:
         return 0
     end, counts, failures = time.monotonic() + arguments.seconds, Counter(), set()
     pairs = [(operator, backend) for backend in sorted(BACKENDS) for operator in CHECKS]  # "cpu" first, the quick one
-    while time.monotonic() < end and len(failures) < len(pairs):
-        for pair in pairs:
-            if pair not in failures and time.monotonic() < end:  # one failure of a pair is enough
-                counts[pair] += EXAMPLES[pair[1].partition("-")[0]]
-                if not fuzz(*pair, seed=secrets.randbits(32)):
-                    failures.add(pair)
-    for (operator, backend), count in counts.items():
-        print(f"{operator:20} {backend:12} {count:7} calls  {'FAILED' if (operator, backend) in failures else 'right'}")
+    with tqdm(total=round(arguments.seconds), unit="s", bar_format="{l_bar}{bar}| {n}/{total} s {desc}") as bar:
+        while time.monotonic() < end and len(failures) < len(pairs):
+            for pair in (pair for pair in pairs if pair not in failures):  # one failure of a pair is enough
+                bar.set_description_str(f"{sum(counts.values())} calls, now {' on '.join(pair)}")
+                tried, right = fuzz(*pair, seed=secrets.randbits(32), end=end)
+                counts[pair] += tried
+                failures |= set() if right else {pair}
+                bar.update(min(round(arguments.seconds - (end - time.monotonic())), bar.total) - bar.n)
+    for pair in pairs:
+        outcome = "FAILED" if pair in failures else "right" if counts[pair] else "not tried"
+        print(f"{pair[0]:20} {pair[1]:12} {counts[pair]:7} calls  {outcome}")
     return 1 if failures else 0
 
 

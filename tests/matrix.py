@@ -172,12 +172,21 @@ def _whose(model: PeftModel, options: dict, beams: int, fault: str) -> str:
     models = [pre.get_base_model()] if is_prompt_learning(model) else [pre.get_base_model(), ft]
     for alone, one in enumerate(models):
         try:
+            if _padding_shows(one, two_model_logits(model, ids, mask)[alone], ids, mask):
+                return "transformers: other logits where rows are padded"
             same = _ended(_generate(one, ids, mask, **options)) == _expected(model, beams, alone)
         except Exception as error:
             return f"transformers: {type(error).__name__}"
         if not same:
             return "transformers: other tokens with a cache"
     return fault
+
+
+@torch.no_grad()
+def _padding_shows(model: nn.Module, expected: Tensor, ids: Tensor, mask: Tensor) -> bool:
+    """Whether a forward of padded rows has other logits than each row alone."""
+    found = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return bool((found - expected)[mask.bool()].abs().max() > 1e-3)
 
 
 def cells(
