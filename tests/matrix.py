@@ -200,7 +200,7 @@ def cells(
 
 def sentence_of(outcome: str) -> str:
     """An outcome without what differs from type to type."""
-    sentence = re.sub(r"model is an? \w+", "model is a CLASS", outcome.split("\n")[0])
+    sentence = re.sub(r"model is an? \w+", "model is of this type", outcome.split("\n")[0])
     sentence = re.sub(r"\bSteered\w+", "this class", sentence)
     return re.sub(r"\([\w.]+ has one\)|cross-\w+ \d+|\d+ tokens", "...", sentence).strip()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 
 import pytest
@@ -57,11 +56,6 @@ def test_tabs_and_newline_delimited_json(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.parquet", b"PAR1\x15\x04", r"a Parquet file, .*pandas\.read_parquet\('.*a\.parquet'\)\.to_json"),
-        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0), "a gzip file, .*gunzip -k .*a.jsonl.gz"),
-        ("a.jsonl", gzip.compress(b"{}", mtime=0), "a gzip file"),  # whatever its name is
-        ("a.zst", b"\x28\xb5\x2f\xfd\x00", "a Zstandard file, .*unzstd"),
-        ("a.xlsx", b"PK\x03\x04", "a zip or Excel file, .*save the sheet as CSV"),
         ("a.csv", "prompt,completion\na,caf\xe9\n".encode("latin-1"),
          r"line 2 has byte 0xe9, .*not UTF-8 \(is the file Latin-1\?\): .*iconv -f ISO-8859-1 -t utf-8"),
         ("a.txt", "caf\xe9".encode("utf-16"), r"line 1 has byte 0xff, .*UTF-16\?\): .*iconv -f UTF-16 -t utf-8"),

@@ -102,7 +102,11 @@ def negative_nll(source: Source, settings: Sequence[Setting]) -> Scores:
 def exact_match(source: Source, settings: Sequence[Setting]) -> Scores:
     """Share of greedy answers, first lines, that equal the completion but for case and outer punctuation and spaces."""
 
-    if source.tokenizer is None or not isinstance(source.data[0], dict) or "prompt" not in source.data[0]:
+    if (
+        source.tokenizer is None
+        or not isinstance(source.data[0], dict)
+        or not isinstance(source.data[0].get("prompt"), str)
+    ):
         raise ValueError("data must be texts with prompt and completion, and tokenizer given, for select='exact_match'")
     examples = list(source.data)
     lengths = [len(source.tokenizer(example["completion"]).input_ids) for example in examples]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svdecode.cli.chat_options import CompletionColumnOption, PromptColumnOption, TurnsOption, check_chat, reading
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
 from svdecode.common.files import check_writable, to_json
 from svdecode.common.terminal import print_table
@@ -28,6 +29,9 @@ def calibrate(
     adapter: Annotated[
         Path, typer.Option("--adapter", help="Folder of the adapter. svdecode.json is written into it.")
     ],
+    turns: TurnsOption = None,
+    prompt_column: PromptColumnOption = None,
+    completion_column: CompletionColumnOption = None,
     model: ModelOption = None,
     device_map: DeviceMapOption = None,
     held_out: Annotated[
@@ -75,8 +79,9 @@ def calibrate(
     from svdecode.data.examples import read_examples
     from svdecode.data.splits import part_of
 
-    examples = part_of(read_examples(data), adapter, "calibration", split)
-    others = None if held_out is None else read_examples(held_out, TEST)
+    how = reading(prompt_column, completion_column, turns)
+    examples = part_of(read_examples(data, **how), adapter, "calibration", split)
+    others = None if held_out is None else read_examples(held_out, TEST, **how)
     _check(estimator, select, alpha, direction)
     if figure is not None:
         check_writable(figure.parent)
@@ -87,7 +92,8 @@ def calibrate(
 
     check_adapter_folder(adapter)
     with writing_to(adapter):
-        base, tokenizer = load_model(model, device_map)
+        check_chat([*examples, *(others or ())], model, adapter)
+        base, tokenizer = load_model(model, device_map, adapter)
         found = estimate(
             load_adapter(base, adapter),
             examples,

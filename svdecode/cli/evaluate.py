@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svdecode.cli.chat_options import (
+    CompletionColumnOption,
+    PromptColumnOption,
+    TurnsOption,
+    check_chat,
+    reading,
+    reread,
+)
 from svdecode.cli.options import AdapterOption, DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
 from svdecode.common.files import to_json
 from svdecode.common.terminal import print_table
@@ -39,6 +46,9 @@ def evaluate(
             "owner/name:config:split); or a task's own public data (arc_easy, arc_easy:validation). Default: those of --task.",
         ),
     ] = None,
+    turns: TurnsOption = None,
+    prompt_column: PromptColumnOption = None,
+    completion_column: CompletionColumnOption = None,
     model: ModelOption = None,
     device_map: DeviceMapOption = None,
     adapter: AdapterOption = None,
@@ -138,15 +148,17 @@ def evaluate(
         raise ValueError(f"a judge is for truthfulqa_gen, not for {task}")
     if data is None and task not in BENCHMARKS:
         raise ValueError(f"--data is needed: {task} has no data of its own")
-    rows = read_rows(data or task)
+    how = reading(prompt_column, completion_column, turns)
+    rows = reread(read_rows(data or task), **how)
     shots = None if few_shot is None else read_rows(few_shot)
-    calibration_rows = None if calibration_data is None else read_rows(calibration_data, TRAIN)
+    calibration_rows = None if calibration_data is None else reread(read_rows(calibration_data, TRAIN), **how)
     _check_strength(adapter, mu, calibration_data, steps)
     rows = part_of(rows, adapter or steps, "test", split)
     chosen.questions(rows, shots)
     if calibration_rows is not None:
         calibration_rows = part_of(calibration_rows, adapter or steps, "calibration")
     quiet()
+    check_chat([*rows, *(calibration_rows or ())], model, adapter or steps)
     run = _Run(
         task, rows, calibration_rows, model, device_map, ALPHA if alpha is None else alpha, output, as_json,
         settings={
@@ -208,8 +220,8 @@ class _Run:
         own = adapter is not None and mu is None and self.calibration_rows is None
         strength = Calibration.from_pretrained(adapter) if own else mu
         log_ratio_mu = None
-        with _writing_to(self.output):
-            loaded, tokenizer = load_model(self.model, self.device_map)
+        with writing_to(self.output):
+            loaded, tokenizer = load_model(self.model, self.device_map, adapter)
             if adapter is not None:
                 loaded = load_adapter(loaded, adapter)
             if self.calibration_rows is not None:
@@ -244,8 +256,8 @@ class _Run:
                 adapted.set_adapter(checkpoint.name)
             return adapted
 
-        with _writing_to(self.output):
-            base, tokenizer = load_model(self.model, self.device_map)
+        with writing_to(self.output):
+            base, tokenizer = load_model(self.model, self.device_map, folder)
             evaluate_steps(
                 self.task, self.rows, folder, load, tokenizer,
                 calibration_data=self.calibration_rows, alpha=self.calibration_alpha, name=self.model or BUNDLED_NAME,
@@ -283,7 +295,3 @@ class _Run:
 
         if self.output is not None and not self.as_json and distributed.is_main():
             print(f"Written to {self.output}: {files}")
-
-
-def _writing_to(output: Path | None) -> AbstractContextManager[None]:
-    return nullcontext() if output is None else writing_to(output)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svdecode.cli.conversation import first_messages, talk
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet
 from svdecode.common.files import to_json
 
@@ -18,10 +19,18 @@ STDIN = "-"
 
 
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="The prompt; - reads it from stdin, without the line break at the end.")
-    ],
     adapter: Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="The prompt; - reads it from stdin, without the line break at the end. With --chat and without a prompt, "
+            "each line of stdin is a turn."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the model's chat template, as the user's turn.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="System turn of --chat.")] = None,
     model: ModelOption = None,
     device_map: DeviceMapOption = None,
     mu: Annotated[
@@ -39,7 +48,11 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt from the steered distribution."""
+    """Answer a prompt from the steered distribution.
+
+    With --chat and without a prompt: talk, line by line. Ctrl-D ends the talk, Ctrl-C an answer.
+    """
+    _check_chat(prompt, chat, system)
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
     elif temperature == 0 and (top_k is not None or top_p is not None):
@@ -51,34 +64,68 @@ def generate(
     quiet()
     import torch
 
+    from svdecode.data.chat import end_of_turn, prompt_tokens
     from svdecode.decoding.generate import generate as decode
-    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder, load_adapter, load_model
+    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder, load_adapter, load_model, load_tokenizer
     from svdecode.models.steer import steer
 
     check_adapter_folder(adapter)
-    base, tokenizer = load_model(model, device_map)
+    messages = first_messages(system)
+    if chat:  # a template that is missing or refuses the turns is said before the model is loaded
+        prompt_tokens(load_tokenizer(model, adapter), [*messages, {"role": "user", "content": text or "?"}])
+    base, tokenizer = load_model(model, device_map, adapter)
     steered = steer(load_adapter(base, adapter), mu=strength)
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(steered.device)
-    _check_length(ids.shape[1], max_new_tokens, steered)
-    tokens = decode(
-        steered,
-        ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        generator=torch.Generator(steered.device).manual_seed(seed),
-    )
-    answer = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+    generator = torch.Generator(steered.device).manual_seed(seed)
+    ends = _ends(steered, tokenizer.eos_token_id, end_of_turn(tokenizer)) if chat else None
+
+    def new_tokens(prompt: list[int], streamer: Any = None) -> list[int]:
+        _check_length(len(prompt), max_new_tokens, steered)
+        ids = torch.tensor([prompt], dtype=torch.long, device=steered.device)
+        tokens = decode(
+            steered,
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=ends,
+            generator=generator,
+            streamer=streamer,
+        )
+        return tokens[0, len(prompt) :].tolist()
+
+    if text is None:
+        talk(new_tokens, tokenizer, messages, lambda turns: prompt_tokens(tokenizer, turns)[1], as_json=as_json)
+        return
+    if chat:
+        rendered, ids = prompt_tokens(tokenizer, [*messages, {"role": "user", "content": text}])
+    else:
+        rendered, ids = text, tokenizer(text).input_ids
+    new = new_tokens(ids)
+    answer = tokenizer.decode(new, skip_special_tokens=True)
     if not as_json:
         print(answer)
         return
     report = {
-        "prompt": text, "answer": answer, "prompt_tokens": ids.shape[1], "new_tokens": tokens.shape[1] - ids.shape[1],
+        "prompt": rendered, "answer": answer, "prompt_tokens": len(ids), "new_tokens": len(new),
         "model": model or BUNDLED_NAME, "adapter": str(adapter), **steered.settings._asdict(),
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     print(to_json(report))
+
+
+def _check_chat(prompt: str | None, chat: bool, system: str | None) -> None:
+    if prompt is None and not chat:
+        raise ValueError("a prompt is needed: svdecode generate --adapter FOLDER PROMPT (or --chat for a conversation)")
+    if system is not None and not chat:
+        raise ValueError("--system is a turn of --chat: pass --chat too")
+
+
+def _ends(steered: PreTrainedModel, eos: int | None, turn: list[int]) -> list[int]:
+    """The tokens that end an answer: those of the generation config, of the tokenizer and of the chat template."""
+    configured = steered.generation_config.eos_token_id
+    found = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in (*found, eos, *turn) if token is not None})
 
 
 def _from_stdin() -> str:

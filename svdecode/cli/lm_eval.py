@@ -16,6 +16,7 @@ svdecode lm-eval runs the LM Evaluation Harness on a steered model:
 
 --model is svdecode. Its --model_args, beside those of the model hf:
   adapter=FOLDER        PEFT adapter with its calibration (svdecode.json), or
+  tokenizer=FOLDER      default: the one beside the adapter, else the model's
   steer_from=MODEL      second model, the pre-trained one of the pair; needs mu
   mu=NUMBER             steering strength; default: the calibration
   alpha=, direction=    default: those of the calibration

@@ -49,13 +49,16 @@ def quiet() -> None:
 
 
 @contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Check before the work that a folder can be written; say so too if the disk fills up during the work.
+def writing_to(folder: Path | None) -> Iterator[None]:
+    """Check before the work that a folder can be written; say so too if the disk fills up during the work. None is no folder.
 
     Raises:
         ValueError: the folder cannot be written, before or after the work. torch and safetensors do not raise OSError on a
             full disk, so their errors are known by their words.
     """
+    if folder is None:
+        yield
+        return
     check_writable(folder)
     try:
         yield

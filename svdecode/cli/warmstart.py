@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from svdecode.cli.chat_options import CompletionColumnOption, PromptColumnOption, TurnsOption, check_chat, reading
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
 from svdecode.common.files import to_json
 
@@ -16,12 +17,15 @@ def warmstart(
         str,
         typer.Option(
             "--data",
-            help="Data with prompt and completion, with instruction and output, or with TruthfulQA's columns: a .jsonl, "
-            ".ndjson, .json, .csv or .tsv file; a Hugging Face data set (owner/name, owner/name:config:split); or a task "
-            "of svdecode eval (arc_easy).",
+            help="Data with prompt and completion, instruction and output, question and answer, TruthfulQA's columns, or chat "
+            "data with messages: a .jsonl, .ndjson, .json, .csv or .tsv file, also compressed; a Parquet file; a Hugging Face "
+            "data set (owner/name, owner/name:config:split); or a task of svdecode eval (arc_easy).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the adapter and its records.")],
+    turns: TurnsOption = None,
+    prompt_column: PromptColumnOption = None,
+    completion_column: CompletionColumnOption = None,
     model: ModelOption = None,
     device_map: DeviceMapOption = None,
     method: Annotated[
@@ -118,12 +122,14 @@ def warmstart(
         seed=seed,
     )
     preset(method, **settings)
+    how = reading(prompt_column, completion_column, turns)
     steps = _steps(save_steps)
     check_output(output, resume=resume, overwrite=overwrite)
     load_pyplot()  # a missing matplotlib is said before the training, not after
     with writing_to(output):
-        examples = read_examples(data)
+        examples = read_examples(data, **how)
         splits = _splits(examples, data, fractions if split else None, split_seed)
+        check_chat(examples, model)
         base, tokenizer = load_model(model, device_map)
         train(
             base,

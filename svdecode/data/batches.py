@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from svdecode.constants import IGNORE_INDEX
+from svdecode.data.chat import encode_conversation
+from svdecode.data.conversations import CHAT_COLUMNS, is_conversation
 from svdecode.data.examples import COLUMNS, check_examples
 from svdecode.ops import validation
 
@@ -22,9 +24,11 @@ WINDOW = 64
 
 
 def encode(
-    example: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+    example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> dict[str, list[int]]:
-    """Token ids of prompt + completion + end-of-sequence, and labels that ignore the prompt."""
+    """Token ids of prompt + completion + end-of-sequence, and labels that ignore the prompt; of a conversation its own."""
+    if is_conversation(example):
+        return {name: ids[:max_length] for name, ids in encode_conversation(example, tokenizer).items()}
     prompt = tokenizer(example["prompt"]).input_ids
     completion = tokenizer(example["completion"], add_special_tokens=False).input_ids
     if tokenizer.eos_token_id is not None:
@@ -75,8 +79,8 @@ def numbered_batches(
     """Batches with input_ids, labels, perhaps attention_mask, and `sequence`, (B,) each row's index in the data.
 
     Args:
-        data: examples as {"prompt", "completion"}: a list, a Dataset or any iterable, which is read `WINDOW` batches at a time;
-            or an iterable of batches. Lengths are not needed.
+        data: examples as {"prompt", "completion"}, or conversations (`svdecode.data.conversations`): a list, a Dataset or any
+            iterable, which is read `WINDOW` batches at a time; or an iterable of batches. Lengths are not needed.
         tokenizer: needed for texts.
         batch_size: of texts; ready batches keep theirs.
         max_length: longer texts are cut after so many tokens.
@@ -104,7 +108,7 @@ def numbered_batches(
         raise ValueError(f"{name} is empty")
     rest = itertools.chain([first], iterator)
     columns = getattr(data, "column_names", None)
-    if columns is not None and isinstance(first, Mapping) and not set(COLUMNS) & set(first):
+    if columns is not None and isinstance(first, Mapping) and not {*COLUMNS, *CHAT_COLUMNS} & set(first):
         raise ValueError(f"{name} needs the columns {' and '.join(COLUMNS)}, got {', '.join(columns)}")
     if isinstance(first, Mapping) and "input_ids" in first:
         return _ready(rest, name), length

@@ -9,29 +9,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from svdecode.data import packed
 from svdecode.data.benchmarks import BENCHMARKS, TEST, TRAIN
+from svdecode.data.conversations import Row
 
 SPLITS = {TRAIN: ("train",), TEST: ("test", "validation")}
 """Which split of a named data set is taken for a purpose, the first that is there, where the name does not say."""
 
 _TABLES = {".csv": ("CSV", ","), ".tsv": ("TSV", "\t")}
 _JSON = (".json", ".jsonl", ".ndjson")
-_BINARY = {
-    b"PAR1": ("Parquet", "write it as JSON lines, in Python with pandas.read_parquet({path!r}).to_json('rows.jsonl', "
-              "orient='records', lines=True)"),
-    b"ARROW1": ("Arrow", "write it as JSON lines, in Python with pandas.read_feather({path!r}).to_json('rows.jsonl', "
-                "orient='records', lines=True)"),
-    b"\x1f\x8b": ("gzip", "unpack it with: gunzip -k {path}"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", "unpack it with: unzstd {path}"),
-    b"\xfd7zXZ\x00": ("xz", "unpack it with: unxz -k {path}"),
-    b"BZh": ("bzip2", "unpack it with: bunzip2 -k {path}"),
-    b"PK\x03\x04": ("zip or Excel", "unpack it, or save the sheet as CSV"),
-}  # fmt: skip
-"""Files that are not text, by their first bytes: what they are, and what to do."""
-
 _ICONV = {"UTF-16": "UTF-16", "Latin-1": "ISO-8859-1"}
 
-_FILE_SUFFIXES = (*_JSON, *_TABLES, ".txt", ".parquet", ".arrow", ".gz", ".zst", ".xz", ".bz2", ".zip", ".xlsx")
+_FILE_SUFFIXES = (*_JSON, *_TABLES, ".txt", *packed.SUFFIXES)
 _NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]*))?(:(?P<split>[\w.\[\]:%+-]+))?")
 _BUILT_IN = re.compile(rf"(?P<task>{'|'.join(BENCHMARKS)})(:(?P<split>[\w.\[\]:%+-]+))?")
 
@@ -57,7 +46,7 @@ def read_rows(data: object, purpose: str = TEST) -> list[dict[str, object]]:
     for place, row in rows:
         if not isinstance(row, Mapping):
             raise ValueError(f"{name}, {place}: an object with columns is needed, got {row!r:.60}")
-    return [row for _, row in rows]
+    return [row if isinstance(row, Row) else Row(row, f"{name}, {place}") for place, row in rows]
 
 
 def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str, object]]:
@@ -65,7 +54,8 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
 
     Args:
         source: a .csv or .tsv file with a header line; a .json, .jsonl or .ndjson file (one list, or an object per line);
-            another file of text, which is one row {"text"}; a data set's name, "owner/name", "owner/name:config" or
+            another file of text, which is one row {"text"}; one of these compressed (.gz, .bz2, .xz, .zst, .zip); a Parquet
+            or Arrow file; a data set's name, "owner/name", "owner/name:config" or
             "owner/name:config:split"; a built-in task's, "arc_easy" or "arc_easy:validation". No code of a data set is run.
         purpose: TRAIN or TEST, which split of a named data set to take.
 
@@ -91,11 +81,23 @@ def numbered_rows(source: str | Path, purpose: str = TEST) -> Iterator[tuple[str
 def _normalised(row: object) -> object:
     if not isinstance(row, Mapping):
         return row
-    return {str(column).strip().lower().replace(" ", "_"): value for column, value in row.items()}
+    found = {normalised_name(column): value for column, value in row.items()}
+    return Row(found, row.place, row.turns) if isinstance(row, Row) else found
+
+
+def normalised_name(column: object) -> str:
+    """A column's name in lower case, with underscores for spaces."""
+    return str(column).strip().lower().replace(" ", "_")
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, object]]:
-    text, suffix = _text_of(path), path.suffix.lower()
+    try:
+        content, suffix = packed.unpacked(path, path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    if packed.is_table(content):
+        return packed.table_rows(path, content)
+    text = _text_of(path, content)
     if suffix in _TABLES:
         return _table_rows(path, text, *_TABLES[suffix])
     if suffix in _JSON:
@@ -103,15 +105,8 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, object]]:
     return iter([("text", {"text": text})] if text.strip() else [])
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, content: bytes) -> str:
     """The text of a UTF-8 file; ValueError says what another file is and how to convert it."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    for start, (kind, remedy) in _BINARY.items():
-        if content.startswith(start):
-            raise ValueError(f"{path} is a {kind} file, which svdecode does not read: {remedy.format(path=str(path))}")
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from svdecode.common import distributed
 from svdecode.common.files import write_atomically
+from svdecode.data.conversations import texts_of
 from svdecode.data.examples import examples_of
 
 FILE_NAME = "svdecode-splits.json"
@@ -31,17 +32,17 @@ def _sha256(text: str) -> str:
 
 
 def _prompt_key(example: Mapping[str, str]) -> str:
-    return _sha256(" ".join(example["prompt"].split()).casefold())[:_DIGITS]
+    return _sha256(" ".join(texts_of(example)[0].split()).casefold())[:_DIGITS]
 
 
 def example_hash(example: Mapping[str, str]) -> str:
     """Names an example: a hash of its prompt (case and white space folded), a dash, a hash of both texts as they are."""
-    return f"{_prompt_key(example)}-{_sha256(json.dumps([example['prompt'], example['completion']]))[:_DIGITS]}"
+    return f"{_prompt_key(example)}-{_sha256(json.dumps(texts_of(example)))[:_DIGITS]}"
 
 
 def data_hash(examples: Sequence[Mapping[str, str]]) -> str:
     """SHA-256 of a data set's texts; the same in any order and in any file format."""
-    return _sha256("\n".join(sorted(_sha256(json.dumps([e["prompt"], e["completion"]])) for e in examples)))
+    return _sha256("\n".join(sorted(_sha256(json.dumps(texts_of(example))) for example in examples)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svdecode.data.chat import labelled_tokens
 from svdecode.evaluation.tasks.base import CHOICES, TOKENS, Question, Task
 from svdecode.models.adapters import causal_lm_of
 
@@ -66,7 +67,10 @@ def chunks(task: Task, items: list[Item], batch_size: int) -> list[list[Item]]:
 
 
 def gold_rows(question: Question, tokenizer: object, max_length: int = MAX_LENGTH) -> list[tuple[list[int], list[int]]]:
-    """(prompt, completion) as token ids; of plain text its windows."""
+    """(prompt, completion) as token ids; of plain text its windows; of a conversation each labelled turn after all before."""
+    if question.chat is not None:
+        ids, turns = labelled_tokens(question.chat, tokenizer)
+        return [(ids[:begin], ids[begin:end]) for begin, end in turns]
     if not question.prompt:
         # Windows that do not overlap; the first token of each predicts and is not predicted.
         ids = tokenizer(question.completion).input_ids

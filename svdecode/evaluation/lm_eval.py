@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError(f"svdecode.lm_eval needs {error.name}: pip install 'svdecode[lm-eval]'") from None
 
 from svdecode.common.files import plain
-from svdecode.models.loading import load_adapter
+from svdecode.models.loading import has_tokenizer, load_adapter
 from svdecode.models.steer import steer
 from svdecode.strength.calibration import Calibration
 
@@ -39,6 +39,7 @@ class SteeredLM(HFLM):
     `--model_args` takes what lm-eval's own `hf` model takes, and:
 
     adapter: folder of a PEFT adapter with its calibration (svdecode.json), or `steer_from`, never both left out.
+    tokenizer: left out, the one that was saved beside the adapter, else the model's.
     steer_from: folder or name of a second model, the pre-trained one of the pair.
     mu: strength; left out, the calibration beside the adapter.
     alpha, direction: as in `svdecode.steer`; left out, the calibration's.
@@ -68,6 +69,8 @@ class SteeredLM(HFLM):
         if mu is None and adapter is None:
             raise ValueError("model_args needs mu=NUMBER: there is no adapter with a calibration")
         strength = Calibration.from_pretrained(adapter) if mu is None else float(mu)
+        if adapter is not None and has_tokenizer(adapter):
+            options.setdefault("tokenizer", adapter)
         super().__init__(pretrained, **options)
         other = None
         if adapter is not None:

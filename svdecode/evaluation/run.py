@@ -10,6 +10,7 @@ from pathlib import Path
 
 from svdecode.common import distributed
 from svdecode.common.files import to_json, write_atomically
+from svdecode.data.conversations import TURNS, Row
 from svdecode.data.sources import read_rows
 from svdecode.evaluation.figures import plot_report
 from svdecode.evaluation.generation import DECODINGS
@@ -198,6 +199,8 @@ def _check(task, limit, batch_size, decodings, few_shot, judge, verdicts, max_ne
         raise ValueError(f"a judge is for truthfulqa_gen, not for {task.name}")
 
 
-def _digest(rows: object) -> str:
+def _digest(rows: list[dict]) -> str:
     """SHA-256 of rows, which names them in the header of a run."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    turns = [row.turns for row in rows if isinstance(row, Row) and row.turns != TURNS[0]]
+    named = [rows, turns] if turns else rows
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()

@@ -39,8 +39,34 @@ def bundled_file() -> Path:
     return files[0]
 
 
+def load_tokenizer(name: str | None = None, adapter: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved beside an adapter, as TRL and Trainer do; else the model's.
+
+    Args:
+        name: of the model, a folder or a hub name; None for the bundled SmolLM2-135M-Instruct.
+        adapter: folder of an adapter, which may hold a tokenizer.
+
+    Raises:
+        ValueError: there is no such tokenizer.
+    """
+    beside = adapter if has_tokenizer(adapter) else None
+    if beside is None and name is None:
+        file = bundled_file()
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    try:
+        return AutoTokenizer.from_pretrained(name if beside is None else beside)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        what = f"the model {name}" if beside is None else f"the tokenizer in {beside}"
+        raise ValueError(f"cannot load {what}: {_first_line(error)}") from None
+
+
+def has_tokenizer(adapter: str | Path | None) -> bool:
+    """Whether a tokenizer was saved beside an adapter."""
+    return adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+
+
 def load_model(
-    name: str | None = None, device_map: str | None = None
+    name: str | None = None, device_map: str | None = None, adapter: str | Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer.
 
@@ -48,32 +74,47 @@ def load_model(
         name: a folder or a hub name; None for the bundled SmolLM2-135M-Instruct.
         device_map: "auto", "balanced" or "sequential" spread a model over several cards (transformers and accelerate); None
             puts it on one device.
+        adapter: folder of the adapter that will be used; a tokenizer in it is taken in place of the model's.
 
     Raises:
-        ValueError: there is no such model, or it has no safetensors weights.
+        ValueError: there is no such model, it has no safetensors weights, or the adapter's tokenizer has more tokens than it.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise ValueError(f"device_map must be one of {', '.join(DEVICE_MAPS)}, got {device_map!r}")
     if name is None:
-        return _load_bundled()
+        return _load_bundled(adapter)
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name} is not a model folder: config.json is missing")
+    tokenizer = load_tokenizer(name, adapter)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
         model: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=fast_dtype(), use_safetensors=True, device_map=device_map
         )
     except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"cannot load the model {name}: {first}") from None
+        raise ValueError(f"cannot load the model {name}: {_first_line(error)}") from None
+    _check_size(model, tokenizer, adapter)
     return (model if device_map else model.to(device())).eval(), tokenizer
 
 
-def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _check_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str | Path | None) -> None:
+    """ValueError where a tokenizer that came with an adapter has tokens for which the model has no embedding."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if has_tokenizer(adapter) and len(tokenizer) > size:
+        raise ValueError(
+            f"the tokenizer in {adapter} has {len(tokenizer)} tokens, the model {size}: "
+            "this is not the model that the adapter was trained on, or its embeddings were enlarged in training"
+        )
+
+
+def _load_bundled(adapter: str | Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if importlib.util.find_spec("gguf") is None:
         raise ValueError("the bundled model needs gguf: pip install 'svdecode[demo]'")
     file = bundled_file()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = load_tokenizer()
     quantized: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     # What from_pretrained returns counts as quantized and refuses .to(dtype) and save_pretrained.
     config = quantized.config
@@ -82,6 +123,9 @@ def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model.load_state_dict(quantized.state_dict())
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if has_tokenizer(adapter):
+        tokenizer = load_tokenizer(adapter=adapter)
+        _check_size(model, tokenizer, adapter)
     return model.to(device()).eval(), tokenizer
 
 
@@ -100,5 +144,4 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"the adapter in {folder} does not fit the model: {first}") from None
+        raise ValueError(f"the adapter in {folder} does not fit the model: {_first_line(error)}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 CHOICES, TEXT, TOKENS = "choices", "text", "tokens"
@@ -34,6 +34,8 @@ class Question:
     """What the task's `grade` needs to know; JSON."""
     ends: bool = True
     """Whether the completion ends the text, so that an end-of-sequence token belongs to its NLL."""
+    chat: Mapping[str, object] | None = None
+    """A conversation whose labelled turns are the gold answers, in place of `prompt` and `completion`, which name it then."""
 
 
 @dataclass(frozen=True)
