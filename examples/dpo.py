@@ -38,7 +38,7 @@ def batch_of(pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
     prompts = [tokenizer(prompt).input_ids for prompt, _ in pairs]
     answers = [tokenizer(answer, add_special_tokens=False).input_ids for _, answer in pairs]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(pairs), width), tokenizer.pad_token_id or 0)
+    ids = torch.zeros(len(pairs), width, dtype=torch.long)  # padding is masked: any token will do
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) + len(answer)

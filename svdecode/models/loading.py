@@ -102,7 +102,8 @@ def _first_line(error: Exception) -> str:
 
 def _check_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str | Path | None) -> None:
     """ValueError where a tokenizer that came with an adapter has tokens for which the model has no embedding."""
-    size = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
     if has_tokenizer(adapter) and len(tokenizer) > size:
         raise ValueError(
             f"the tokenizer in {adapter} has {len(tokenizer)} tokens, the model {size}: "
