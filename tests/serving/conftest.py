@@ -32,8 +32,12 @@ import vllm
 import vllm.v1.engine.llm_engine
 import vllm.v1.worker.cpu_worker
 from _pytest.runner import runtestprotocol
+from vllm.model_executor.models import registry
 
-import svdecode.serving.model  # every fork shares what is imported here
+import svdecode.serving.model  # noqa: F401  (every fork shares what is imported here)
+
+# vLLM looks at a class in a process of its own, so as not to touch CUDA; here it may look in this one.
+registry._run_in_subprocess = lambda look: look()
 
 
 def pytest_configure(config):

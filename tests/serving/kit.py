@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from vllm import LLM, SamplingParams
 
 import svdecode
@@ -81,10 +84,21 @@ def tiny(folder: Path, kind: str, **lora: Any) -> Path:
         elif "sinks" in name or name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(path)
+    tokenizer().save_pretrained(path)
     targets = ATTENTION if kind in WITH_EXPERTS else "all-linear"
     adapter(model, path / "lora", **{"target_modules": targets, **lora})
     (path / "done").touch()
     return path
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word for each token, w0 to w511, and a template for chats."""
+    words = {f"w{token}": token for token in range(VOCABULARY)}
+    of_words = Tokenizer(WordLevel(words, unk_token="w3"))
+    of_words.pre_tokenizer = WhitespaceSplit()
+    found = PreTrainedTokenizerFast(tokenizer_object=of_words, unk_token="w3", eos_token="w2", pad_token="w0")
+    found.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}w4"
+    return found
 
 
 def adapter(model: torch.nn.Module, folder: Path, **options: Any) -> None:
@@ -100,7 +114,8 @@ def adapter(model: torch.nn.Module, folder: Path, **options: Any) -> None:
 
 def in_transformers(folder: Path, mu: float = MU, lora: str = "lora", **options: Any) -> Any:
     """The same model and adapter, steered in transformers."""
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Eager: transformers' sdpa leaves out the soft cap on Gemma 2's attention.
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return svdecode.steer(PeftModel.from_pretrained(base, folder / lora).eval(), mu=mu, **options)
 
 
