@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def tiny(folder: Path, kind: str, **lora: Any) -> Path:
         kind: a family.
         lora: what to change in the adapter's configuration; it also names the folder.
     """
-    name = kind if not lora else f"{kind}-{abs(hash(json.dumps(lora, sort_keys=True))):x}"
+    name = kind if not lora else f"{kind}-{zlib.crc32(json.dumps(lora, sort_keys=True).encode()):x}"
     path = folder / name
     if (path / "done").exists():
         return path

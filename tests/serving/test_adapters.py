@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kit
 import pytest
+import torch
 
 pytestmark = pytest.mark.engine
 
@@ -16,9 +17,11 @@ ADAPTERS = {
 
 
 @pytest.fixture
-def two_cores(monkeypatch):
+def two_cores(monkeypatch, _seed):
     """One for each process; by itself vLLM wants a NUMA node for each."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if torch._dynamo.config.disable:
+        monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
 
 
 def check(folder, **options):
