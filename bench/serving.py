@@ -145,7 +145,8 @@ def compare(dtype: str, batches: list[int], rounds: int, options: list[str]) -> 
             for kind in KINDS if turn % 2 == 0 else reversed(KINDS):
                 taken[kind].append(engines[kind].ask(batch))
         median = {
-            kind: {part: statistics.median(one[part] for one in ones) for part in ones[0]} for kind, ones in taken.items()
+            kind: {part: statistics.median(one[part] for one in ones) for part in ones[0]}
+            for kind, ones in taken.items()
         }
         decode = {kind: median[kind]["decode"] for kind in KINDS}
         prompt = {kind: median[kind]["prompt"] for kind in KINDS}

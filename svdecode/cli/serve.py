@@ -19,7 +19,9 @@ def serve(
     mu: Annotated[
         float | None, typer.Option(help="Steering strength. Default: the calibration beside the adapter.")
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Confidence threshold. Default: the calibration's, else 0.1.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Confidence threshold. Default: the calibration's, else 0.1.")
+    ] = None,
     penalty: Annotated[
         float | None, typer.Option(help="For tokens outside the kept set. Default: the calibration's, else -inf.")
     ] = None,
@@ -59,7 +61,11 @@ def serve(
     print(f"svdecode: {overrides['architectures'][0]}, {overrides['svdecode']}", file=sys.stderr)
     from vllm.entrypoints.launchers.api_server.entry import main
 
-    named = ["--served-model-name", "SmolLM2-135M-Instruct"] if model is None and not _has(rest, "--served-model-name") else []
+    named = (
+        ["--served-model-name", "SmolLM2-135M-Instruct"]
+        if model is None and not _has(rest, "--served-model-name")
+        else []
+    )
     sys.argv = ["svdecode serve", "--model", arguments["model"], *named, *rest, _OVERRIDES, json.dumps(overrides)]
     main()
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from svdecode.constants import Direction
 from svdecode.ops.setting import Setting
 from svdecode.serving import saved_adapter
+from svdecode.serving.engine_config import RECURRENT
 from svdecode.serving.names import KEY, PREFIX, TRANSFORMERS_BACKEND, check_version
 from svdecode.serving.registration import register
 from svdecode.serving.settings import Served
@@ -77,7 +78,7 @@ def _setting(folder: Path, mu: float | Calibration | None, given: dict[str, Any]
 
 def _twin_of(model: str, trust_remote_code: bool, revision: str | None) -> str:
     """The steered architecture of a model: that of vLLM's own class where it takes a LoRA, else vLLM's around transformers."""
-    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.model_executor.models.interfaces import has_inner_state, is_attention_free, is_hybrid, supports_lora
     from vllm.model_executor.models.registry import ModelRegistry
 
     if Path(model).exists() and not (Path(model) / "config.json").is_file():
@@ -92,7 +93,10 @@ def _twin_of(model: str, trust_remote_code: bool, revision: str | None) -> str:
     if not architectures:
         raise ValueError(f"{model} names no architecture in its config.json")
     known = ModelRegistry.models.get(architectures[0])
-    if known is not None and supports_lora(known.load_model_cls()):
+    cls = None if known is None else known.load_model_cls()
+    if cls is not None and (has_inner_state(cls) or is_attention_free(cls) or is_hybrid(cls)):
+        raise ValueError(f"a steered model cannot be served with {RECURRENT}")
+    if cls is not None and supports_lora(cls):
         return PREFIX + architectures[0]
     text = config.get_text_config()
     has_experts = any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))

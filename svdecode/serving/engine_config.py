@@ -12,6 +12,8 @@ DRAFTS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Ways of speculation that do not read the hidden states, which are twice as wide."""
 
 _IN_TRANSFORMERS = "steer this model in transformers (svdecode.steer)"
+RECURRENT = f"recurrent layers, which keep one state and not two: {_IN_TRANSFORMERS}"
+"""What is in the way of a model with such layers, and the way out."""
 
 
 def prepare(vllm_config: Any) -> None:
@@ -48,7 +50,7 @@ def _why_not(vllm_config: Any) -> str | None:
     if model.use_mla:
         return f"latent attention (MLA), whose one head cannot be split into two streams: {_IN_TRANSFORMERS}"
     if model.is_hybrid or model.is_attention_free or model.has_inner_state:
-        return f"recurrent layers, which keep one state and not two: {_IN_TRANSFORMERS}"
+        return RECURRENT
     if model.is_encoder_decoder:
         return f"an encoder: {_IN_TRANSFORMERS}"
     if model.is_multimodal_model:

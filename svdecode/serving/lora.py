@@ -21,6 +21,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from svdecode.serving.names import PREFIX
+from svdecode.serving import saved_adapter
 from svdecode.serving.saved_adapter import OTHERWISE
 from svdecode.serving.streams import ADAPTED, both
 
@@ -43,7 +44,8 @@ def put_adapter(model: nn.Module, folder: Path, hf_config: Any) -> int:
     packed = getattr(model, "packed_modules_mapping", {})
     linears = {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
     mapper = getattr(model, "hf_to_vllm_mapper", None)
-    known = {name.rpartition(".")[2] for name in linears}.union(*packed.values())
+    named = {name.split(".")[-3] for name in saved_adapter.weights(folder)}  # what is no layer here is found below
+    known = {name.rpartition(".")[2] for name in linears}.union(named, *packed.values())
     loras = LoRAModel.from_local_checkpoint(
         str(folder),
         known,

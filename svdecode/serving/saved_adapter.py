@@ -70,11 +70,10 @@ def _why_not(kind: str, config: dict[str, Any]) -> str | None:
 def _unknown_weights(folder: Path) -> str | None:
     with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (no mapping)
-            found = re.fullmatch(r"(.*)\.lora_[AB]\.weight", name)
-            if found is None:
-                return f"holds {name}, which is no LoRA of a linear layer"
-            if found[1].rpartition(".")[2] == "lm_head":
+            if "lm_head" in name.split("."):
                 return "works on the output head (lm_head)"
+            if not re.fullmatch(r".*\.lora_[AB]\.weight", name):
+                return f"holds {name}, which is no LoRA of a linear layer"
     return None
 
 

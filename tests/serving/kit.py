@@ -92,28 +92,34 @@ def tiny(folder: Path, kind: str, **lora: Any) -> Path:
     return path
 
 
+def word(token: int) -> str:
+    """Special tokens are no part of another word."""
+    return f"<{token}>" if token <= 2 else f"w{token}"
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word for each token, w0 to w511, and a template for chats."""
-    words = {f"w{token}": token for token in range(VOCABULARY)}
-    of_words = Tokenizer(WordLevel(words, unk_token="w3"))
+    """A word for each token, and a template for chats, which ends in token 4."""
+    of_words = Tokenizer(WordLevel({word(token): token for token in range(VOCABULARY)}, unk_token=word(1)))
     of_words.pre_tokenizer = WhitespaceSplit()
-    found = PreTrainedTokenizerFast(tokenizer_object=of_words, unk_token="w3", eos_token="w2", pad_token="w0")
+    found = PreTrainedTokenizerFast(tokenizer_object=of_words, unk_token=word(1), eos_token=word(2), pad_token=word(0))
     found.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}w4"
     return found
 
 
-def adapter(model: torch.nn.Module, folder: Path, **options: Any) -> None:
-    """Save a random LoRA for a model; `options` are of peft's configuration."""
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options})
+def adapter(model: torch.nn.Module, folder: Path, scale: float = 0.1, **options: Any) -> None:
+    """Save a random LoRA for a model; `options` are of peft's configuration, `scale` is the size of B."""
+    config = LoraConfig(
+        **{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}
+    )
     adapted = get_peft_model(model, config)
     torch.manual_seed(3)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=scale)
     adapted.save_pretrained(folder)
 
 
-def in_transformers(folder: Path, mu: float = MU, lora: str = "lora", **options: Any) -> Any:
+def in_transformers(folder: Path, mu: float = MU, lora: str | Path = "lora", **options: Any) -> Any:
     """The same model and adapter, steered in transformers."""
     # Eager: transformers' sdpa leaves out the soft cap on Gemma 2's attention.
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -141,7 +147,7 @@ def reference(steered: Any, prompt: list[int], new: int = NEW) -> tuple[list[int
     return out.sequences[0, len(prompt) :].tolist(), kept
 
 
-def engine(folder: Path, mu: float | None = MU, lora: str = "lora", **options: Any) -> LLM:
+def engine(folder: Path, mu: float | None = MU, lora: str | Path = "lora", **options: Any) -> LLM:
     """A steered engine in this process, with chunks shorter than the longer prompts."""
     steering = {name: options.pop(name) for name in ("alpha", "penalty", "direction", "floor") if name in options}
     return LLM(**engine_args(folder, folder / lora, mu=mu, **steering, **{**small(), **options}))

@@ -65,7 +65,8 @@ def test_beams(llama):
     steered = kit.in_transformers(llama)
     llm = kit.engine(llama, max_num_seqs=16, skip_tokenizer_init=False)
     found = llm.beam_search(
-        [{"prompt_token_ids": prompt} for prompt in inputs], BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True)
+        [{"prompt_token_ids": prompt} for prompt in inputs],
+        BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True),
     )
     for output, prompt in zip(found, inputs, strict=True):
         ids = torch.tensor([prompt])
@@ -150,7 +151,9 @@ def test_masks_never_leave_a_row_without_a_choice(llama):
 
     assert first(allowed_token_ids=allowed) == max(allowed, key=lambda token: adapted[token].item())
     assert first(allowed_token_ids=[*allowed, kept[0]]) == kept[0]
-    assert first(logit_bias={token: -100.0 for token in kept}) in kept  # a bias is no mask: kept tokens stay above the floor
+    assert (
+        first(logit_bias={token: -100.0 for token in kept}) in kept
+    )  # a bias is no mask: kept tokens stay above the floor
     assert first(min_tokens=1, stop_token_ids=kept, ignore_eos=False) == outside[0]
     drawn = kit.ask(llm, [prompt], kit.greedy(1, temperature=1.0, n=64, allowed_token_ids=allowed))[0].outputs
     assert {output.token_ids[0] for output in drawn} <= set(allowed)
@@ -158,7 +161,9 @@ def test_masks_never_leave_a_row_without_a_choice(llama):
 
 def test_without_the_floor(llama):
     llm = kit.engine(llama, floor=False)
-    found = [step for output in kit.ask(llm, kit.prompts(), kit.greedy(logprobs=20)) for step in output.outputs[0].logprobs]
+    found = [
+        step for output in kit.ask(llm, kit.prompts(), kit.greedy(logprobs=20)) for step in output.outputs[0].logprobs
+    ]
     values = [entry.logprob for step in found for entry in step.values()]
     assert min(values) == -math.inf
     assert min(value for value in values if value > -math.inf) > -900

@@ -102,21 +102,22 @@ def test_completions(server, wanted):
         choice = server.complete(prompt, logprobs=2)
         tokens, kept = wanted[place, kit.MU]
         assert choice["token_ids"] == tokens
-        assert choice["text"].split() == [f"w{token}" for token in tokens]
+        assert choice["text"].split() == [kit.word(token) for token in tokens]
         given = choice["logprobs"]["token_logprobs"]
         assert given == pytest.approx([row[token] for row, token in zip(kept, tokens, strict=True)], abs=1e-4)
 
 
 def chat(**options):
-    text = " ".join(f"w{token}" for token in kit.prompts()[1])
+    text = " ".join(map(kit.word, kit.prompts()[1]))
     message = {"role": "user", "content": text}
-    return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 8, "ignore_eos": True, **options}
+    return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 8, "ignore_eos": True,
+            "skip_special_tokens": False, **options}  # fmt: skip
 
 
 def test_chat_with_log_probs_and_as_a_stream(server, folder):
     answer = server.ask("/v1/chat/completions", **chat(logprobs=True, top_logprobs=3))["choices"][0]
     tokens, kept = kit.reference(kit.in_transformers(folder), [*kit.prompts()[1], 4], 8)
-    assert answer["message"]["content"].split() == [f"w{token}" for token in tokens]
+    assert answer["message"]["content"].split() == [kit.word(token) for token in tokens]
     given = [entry["logprob"] for entry in answer["logprobs"]["content"]]
     assert given == pytest.approx([row[token] for row, token in zip(kept, tokens, strict=True)], abs=1e-4)
 
