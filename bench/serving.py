@@ -27,12 +27,17 @@ import tempfile
 import time
 from pathlib import Path
 
-for name, value in {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the engines share a core with whatever else runs on it
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}.items():
     os.environ.setdefault(name, value)
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in the process that times it
 
-from svdecode.common.files import to_json, write_atomically
-from svdecode.common.timing import processor_name
+from svdecode.common.files import to_json, write_atomically  # noqa: E402  (torch reads the environment)
+from svdecode.common.timing import processor_name  # noqa: E402
 
 KINDS = ("merged", "steered", "pretrained")
 PROMPT, NEW, MU = 64, 24, 0.5
@@ -115,6 +120,12 @@ class Engine:
     """A process with one engine."""
 
     def __init__(self, kind: str, options: list[str]) -> None:
+        """Start it, and wait until it has answered once.
+
+        Args:
+            kind: one of `KINDS`.
+            options: what its process is given.
+        """
         command = [sys.executable, __file__, "--engine", kind, *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.capacity = json.loads(self._line())["tokens in the cache"]
@@ -131,6 +142,7 @@ class Engine:
         return json.loads(self._line())
 
     def close(self) -> None:
+        """End it."""
         self._process.stdin.close()
         self._process.wait()
 

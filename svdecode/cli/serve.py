@@ -34,8 +34,8 @@ def serve(
 
     svdecode serve MODEL --adapter FOLDER [--mu 0.5] [--port 8000 and every other option of vLLM's server]
 
-    MODEL is a folder or a hub name; left out, it is the bundled SmolLM2-135M-Instruct (extra demo). A request may have a strength of
-    its own: "vllm_xargs": {"svdecode_mu": 0.7}.
+    MODEL is a folder or a hub name; left out, it is the bundled SmolLM2-135M-Instruct (extra demo). A request may have a
+    strength of its own: "vllm_xargs": {"svdecode_mu": 0.7}.
     """
     from svdecode.serving.names import check_version
 

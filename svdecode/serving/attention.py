@@ -1,9 +1,9 @@
 """Two streams in one attention layer: twice the heads, not twice the tokens.
 
 The rows of token t in both streams, 2 x (heads x d), are one row of 2 x heads heads. The first half of the heads belongs to the
-pre-trained model. The ratio of query heads to key heads stays, so that each half only ever meets its own keys. There is one layer
-name, one cache with twice the key heads and one attention call: block tables, slots, chunked prefill and prefix caching are
-vLLM's, unchanged.
+pre-trained model. The ratio of query heads to key heads stays, so that each half only ever meets its own keys. There is one
+layer name, one cache with twice the key heads and one attention call: block tables, slots, chunked prefill and prefix caching
+are vLLM's, unchanged.
 """
 
 from __future__ import annotations

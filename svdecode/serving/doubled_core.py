@@ -1,7 +1,7 @@
 """The decoder that vLLM compiles, with T tokens in, 2T inside, and (T, 2H) out.
 
-The doubling has to lie inside of what is compiled: vLLM picks compiled code and CUDA graphs by the number of tokens that it passes,
-which stays T, and a graph's inputs stay vLLM's own buffers.
+The doubling has to lie inside of what is compiled: vLLM picks compiled code and CUDA graphs by the number of tokens that it
+passes, which stays T, and a graph's inputs stay vLLM's own buffers.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ def engine_args(
     Args:
         model: folder or hub name of the model under the adapter.
         adapter: folder of a LoRA that peft has saved.
-        mu: steering strength, a number or a Calibration. None takes the calibration beside the adapter. A request may have its own:
-            `SamplingParams(extra_args={"svdecode_mu": 0.7})`.
+        mu: steering strength, a number or a Calibration. None takes the calibration beside the adapter. A request may have
+            its own: `SamplingParams(extra_args={"svdecode_mu": 0.7})`.
         alpha: confidence threshold in [0, 1]. None follows the calibration; with a number as mu it is 0.1.
         penalty: lambda <= 0 for tokens outside the kept set. None follows the calibration, else it is -inf.
         direction: "kl" or "log_ratio". None follows the calibration, else it is "kl".
-        floor: whether tokens outside the kept set keep the adapted model's order, some 1000 nats below it, for masks that forbid all
-            kept tokens. With False they have -inf.
+        floor: whether tokens outside the kept set keep the adapted model's order, some 1000 nats below it, for masks that
+            forbid all kept tokens. With False they have -inf.
         engine: vLLM's own arguments, passed on. `hf_overrides`, a dictionary, is kept and added to.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An engine's configuration, before any of its processes starts: what a steered model cannot be combined with, and what it adds."""
+"""An engine's configuration before its processes start: what a steered model cannot be combined with, and what it adds."""
 
 from __future__ import annotations
 
@@ -58,5 +58,7 @@ def _why_not(vllm_config: Any) -> str | None:
     if model.runner_type != "generate":
         return f"the runner {model.runner_type!r}: it generates"
     if model.is_moe and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel):
-        return "experts spread by data or expert parallelism, whose buffers are made for half the tokens: use tensor parallelism"
+        return (
+            "experts spread by data or expert parallelism, whose buffers hold half the tokens: use tensor parallelism"
+        )
     return None

@@ -20,8 +20,8 @@ from vllm.lora.utils import from_layer
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
-from svdecode.serving.names import PREFIX
 from svdecode.serving import saved_adapter
+from svdecode.serving.names import PREFIX
 from svdecode.serving.saved_adapter import OTHERWISE
 from svdecode.serving.streams import ADAPTED, both
 
@@ -31,8 +31,8 @@ _A, _B = "svdecode_a", "svdecode_b"
 def put_adapter(model: nn.Module, folder: Path, hf_config: Any) -> int:
     """Put the LoRA in a folder onto the linear layers of a vLLM model, or its weights onto those that have it.
 
-    Names, scales, packed projections and the slices of tensor-parallel ranks are those of vLLM's own LoRA layers, which are made
-    for one layer at a time and thrown away.
+    Names, scales, packed projections and the slices of tensor-parallel ranks are those of vLLM's own LoRA layers, which are
+    made for one layer at a time and thrown away.
 
     Returns:
         The number of layers that have it on this rank.

@@ -1,7 +1,7 @@
 """Where vLLM enters: `register` gives every architecture that vLLM knows a steered twin, which is built on first use.
 
-vLLM calls it in every process of every engine on the machine, also of engines that steer nothing. So it imports neither torch nor
-any of svdecode's operators, and it may be called again.
+vLLM calls it in every process of every engine on the machine, also of engines that steer nothing. So it imports neither torch
+nor any of svdecode's operators, and it may be called again.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Served(NamedTuple):
         values = dict(getattr(hf_config, KEY, None) or {})
         if not isinstance(values.get("adapter"), str) or "mu" not in values:
             raise ValueError(
-                f'a steered architecture needs its settings: --hf-overrides \'{{"{KEY}": {{"adapter": "FOLDER", "mu": 0.5}}}}\' '
-                "(svdecode serve writes it)"
+                "a steered architecture needs its settings: --hf-overrides "
+                f'\'{{"{KEY}": {{"adapter": "FOLDER", "mu": 0.5}}}}\' (svdecode serve writes it)'
             )
         adapter, floor = values.pop("adapter"), values.pop("floor", True)
         unknown = sorted(set(values) - set(Setting._fields))

@@ -1,6 +1,6 @@
-"""Two streams of tokens in one batch, interleaved: token 0 of the pre-trained model, token 0 of the adapted one, token 1 of ...
+"""Two streams of tokens in one batch, interleaved: token 0 of the pre-trained model, token 0 of the adapted one, and so on.
 
-So the hidden states of both streams, (2T, H), are (T, 2H) in the same memory: whoever counts tokens outside of the decoder sees T.
+So the hidden states of both streams, (2T, H), are (T, 2H) in the same memory: outside of the decoder, all counts are of T.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ PRETRAINED, ADAPTED = range(STREAMS)
 def twice(x: Tensor, dim: int) -> Tensor:
     """Each entry along `dim` two times in a row, in memory of its own.
 
-    Not `expand().reshape()`: for a single token that is a view with stride 0, and vLLM's C++ rotary kernel reads positions as if
-    they lay one after another.
+    Not `expand().reshape()`: for a single token that is a view with stride 0, and vLLM's C++ rotary kernel reads positions as
+    if they lay one after another.
     """
     dim = dim % x.dim()
     return stack((x, x), dim + 1).flatten(dim, dim + 1)

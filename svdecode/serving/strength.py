@@ -1,8 +1,8 @@
 """Each request's own strength, from its arguments to the rows of `compute_logits`.
 
-`RequestStrength` is a logits processor by name only: it changes no logits, and is told of every request that enters, leaves or moves in
-the batch, and checks what a request asks for. It serves both model runners of vLLM, whose interfaces differ: V1 moves requests
-between rows of the batch, V2 keeps each in a slot and says for every step which slots its rows come from.
+`RequestStrength` is a logits processor by name only: it changes no logits. It checks what a request asks for, and is told of
+every request that enters, leaves or moves in the batch. It serves both model runners of vLLM, whose interfaces differ: V1 moves
+requests between rows of the batch, V2 keeps each in a slot and says for every step which slots its rows come from.
 """
 
 from __future__ import annotations

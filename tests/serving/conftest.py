@@ -1,7 +1,7 @@
-"""Tests of the vLLM plugin. They have an environment of their own (`make test-serving`), and the main suite leaves this folder out.
+"""Tests of the vLLM plugin, in an environment of their own (`make test-serving`); the main suite leaves this folder out.
 
-Importing vLLM takes longer than most tests, and an engine cannot be taken down cleanly in its process: vLLM is imported once, and each test
-marked `engine` runs in a fork.
+Importing vLLM takes longer than most tests, and an engine cannot be taken down cleanly in its process: vLLM is imported once,
+and each test marked `engine` runs in a fork.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ for name, value in {
     "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),
     "VLLM_CACHE_ROOT": str(CACHE / "vllm"),
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",

@@ -10,7 +10,9 @@ pytestmark = pytest.mark.engine
 
 ADAPTERS = {
     "rank-stabilised": {"use_rslora": True, "r": 8},
-    "ranks and alphas of their own": {"rank_pattern": {"q_proj": 8, "down_proj": 2}, "alpha_pattern": {"o_proj": 32, "up_proj": 1}},
+    "ranks and alphas of their own": {
+        "rank_pattern": {"q_proj": 8, "down_proj": 2}, "alpha_pattern": {"o_proj": 32, "up_proj": 1},
+    },
     "part of a packed layer": {"target_modules": ["v_proj", "up_proj"]},
     "some layers": {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
 }  # fmt: skip
