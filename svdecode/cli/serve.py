@@ -53,7 +53,7 @@ def serve(
         mu=mu,
         alpha=alpha,
         penalty=penalty,
-        direction=direction,  # pyright: ignore[reportArgumentType]
+        direction=direction,
         floor=floor,
         **options,
     )

@@ -45,7 +45,7 @@ class PairedAttention:
         if output_shape is not None:
             output_shape = torch.Size((rows // STREAMS, STREAMS * output_shape[-1]))
         inputs = (None if x is None else x.reshape(rows // STREAMS, -1) for x in (query, key, value))
-        out = super().forward(*inputs, output_shape, output_dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        out = super().forward(*inputs, output_shape, output_dtype)
         return out.view(rows, -1)
 
 
@@ -91,7 +91,7 @@ def fill_sinks(model: nn.Module) -> None:
     """Copy the attention sinks that were loaded with the weights to both halves of the heads."""
     for layer in model.modules():
         if isinstance(layer, PairedAttention) and layer.__dict__[_SINKS] is not None:
-            layer.impl.sinks.copy_(layer.__dict__[_SINKS].detach().repeat(STREAMS))  # pyright: ignore
+            layer.impl.sinks.copy_(layer.__dict__[_SINKS].detach().repeat(STREAMS))
 
 
 def check_layers(layers: dict[str, object]) -> None:
@@ -108,7 +108,7 @@ def check_layers(layers: dict[str, object]) -> None:
                 f"{name} is a {type(layer).__name__}, which cannot keep two streams (only attention with a cache of keys and "
                 "values can): steer this model in transformers (svdecode.steer)"
             )
-        backend = layer.attn_backend.get_name()  # pyright: ignore[reportAttributeAccessIssue]
+        backend = layer.attn_backend.get_name()
         if backend not in BACKENDS:
             raise ValueError(
                 f"the attention backend {backend} takes its number of heads from the model's configuration, which does not "

@@ -80,7 +80,7 @@ def _doubled(cls: type) -> type:
     batch to batch, and torch.compile binds the arguments by the function's code, for which `*args` with a `__signature__` is
     not enough.
     """
-    parameters = list(inspect.signature(cls.forward).parameters.values())  # pyright: ignore[reportAttributeAccessIssue]
+    parameters = list(inspect.signature(cls.forward).parameters.values())
     head, passed = [], []
     for parameter in parameters:
         name = parameter.name
@@ -93,7 +93,7 @@ def _doubled(cls: type) -> type:
             head.append(name if parameter.default is parameter.empty else f"{name}=None")
             passed += [] if name == "self" else [f"{name}={name}"]
     source = f"def forward({', '.join(head)}):\n    return run(original, self, dict({', '.join(passed)}))\n"
-    space: dict[str, Any] = {"run": _run, "original": cls.forward}  # pyright: ignore[reportAttributeAccessIssue]
+    space: dict[str, Any] = {"run": _run, "original": cls.forward}
     exec(source, space)
     forward = space["forward"]
     forward.__defaults__ = tuple(p.default for p in parameters if p.default is not p.empty) or None

@@ -124,7 +124,7 @@ def _attach(layer: LinearBase, a: Tensor, b: Tensor) -> None:
     # Buffers and not parameters: vLLM wants every parameter from the checkpoint.
     layer.register_buffer(_A, a, persistent=False)
     layer.register_buffer(_B, b, persistent=False)
-    layer.requires_unquantized_input = True  # pyright: ignore  (as vLLM's own LoRA layers)
+    layer.requires_unquantized_input = True  # as vLLM's own LoRA layers
     assert layer.quant_method is not None
     layer.quant_method = _with_lora(type(layer.quant_method))(layer.quant_method)
 
