@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from svdecode.serving import saved_adapter
-from svdecode.serving.names import KEY, PROCESSOR, check_version
+from svdecode.serving.names import KEY, MU, PROCESSOR, check_version
 from svdecode.serving.settings import Served
 
 DRAFTS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Ways of speculation that do not read the hidden states, which are twice as wide."""
 
+_LOGGER = logging.getLogger("vllm.svdecode")  # below vLLM's own, which has a handler
 _IN_TRANSFORMERS = "steer this model in transformers (svdecode.steer)"
 RECURRENT = f"recurrent layers, which keep one state and not two: {_IN_TRANSFORMERS}"
 """What is in the way of a model with such layers, and the way out."""
@@ -30,8 +32,10 @@ def prepare(vllm_config: Any) -> None:
         raise ValueError(f"a steered model cannot be served with {why}")
     # vLLM's compile cache knows a model by its configuration, and this is part of it.
     vllm_config.additional_config[KEY] = saved_adapter.digest(served.adapter)
-    # vLLM's model runner V1 takes no processor beside speculation.
-    if vllm_config.speculative_config is None or vllm_config.use_v2_model_runner:
+    if vllm_config.speculative_config is not None and not vllm_config.use_v2_model_runner:
+        # V1 takes no processor then, and vLLM has no other place where a request could be refused.
+        _LOGGER.warning("svdecode: %s is not read beside speculation: all requests have the server's strength", MU)
+    else:
         processors = list(vllm_config.model_config.logits_processors or [])
         if PROCESSOR not in processors:
             vllm_config.model_config.logits_processors = [*processors, PROCESSOR]
