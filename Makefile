@@ -19,7 +19,9 @@ PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py
 # One dtype of each operator for all kernels, rows alone and in a batch, odd strides, and what contraction to fma loses.
 PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
 
-.PHONY: env demo test fuzz test-matrix test-ptx test-ptx-subset test-newest test-oldest bench lint docs clean
+SERVING := .venv-serving
+
+.PHONY: env demo test fuzz test-matrix test-ptx test-ptx-subset test-newest test-oldest test-serving serve bench lint docs clean
 
 env: $(READY)
 
@@ -68,6 +70,25 @@ test-oldest:
 	$(call environment,.venv-oldest,-r requirements-oldest.txt)
 	.venv-oldest/bin/pytest -n 2 --dist worksteal $(MODEL_TESTS)
 
+# The plugin for vLLM, in an environment of its own: vLLM pins other versions.
+test-serving: $(SERVING)/.ready
+	$(SERVING)/bin/pytest -p no:logging --confcutdir=tests/serving tests/serving
+
+# The bundled model with the demo's LoRA, which is trained where it is missing, behind vLLM's server.
+serve: $(SERVING)/.ready demo-output/adapter/svdecode.json
+	VLLM_CPU_KVCACHE_SPACE=1 $(SERVING)/bin/svdecode serve --adapter demo-output/adapter --max-model-len 2048
+
+demo-output/adapter/svdecode.json: | env
+	$(BIN)/svdecode demo
+
+# The C++ operators are those that `env` has built: the torch is the same.
+$(SERVING)/.ready: $(READY) requirements-serving.txt
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python $(PIP_INSTALL) $(TORCH) setuptools wheel
+	$(SERVING)/bin/python $(PIP_INSTALL) --no-deps -r requirements-serving.txt
+	SVDECODE_BUILD=none $(SERVING)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
 # $(call environment,FOLDER,ARGUMENTS OF PIP): a virtual environment with svdecode and all that the tests need.
 define environment
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
@@ -104,5 +125,5 @@ docs: .venv-docs/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest .venv-docs site build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) .venv-newest .venv-oldest $(SERVING) .venv-docs site build dist *.egg-info svdecode/ops/_compiled*.so .pytest_cache .ruff_cache .hypothesis demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,6 +30,9 @@ else:
     settings.load_profile("svdecode")
 
 
+collect_ignore = ["serving"]  # `make test-serving` has an environment with vLLM for it
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

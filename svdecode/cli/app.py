@@ -20,6 +20,7 @@ try:
     from svdecode.cli.info import info
     from svdecode.cli.lm_eval import lm_eval
     from svdecode.cli.options import only_our_warnings
+    from svdecode.cli.serve import serve
     from svdecode.cli.warmstart import warmstart
 except ImportError as error:  # pragma: no cover
     raise SystemExit(f"svdecode: the command line needs {error.name}: pip install 'svdecode[cli]'") from None
@@ -35,9 +36,9 @@ app = typer.Typer(
 for command in (info, demo, warmstart, calibrate, generate, explain, bench):
     app.command()(command)
 app.command("eval")(evaluate)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
-    lm_eval
-)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=_PASSED_ON)(serve)
+app.command(context_settings={**_PASSED_ON, "help_option_names": []})(lm_eval)
 
 
 def _print_version(asked: bool) -> None:
