@@ -31,8 +31,8 @@ import pytest
 import torch
 import torch._dynamo
 import transformers
-import vllm.v1.engine.llm_engine  # noqa: F401  (every fork shares what is imported here)
-import vllm.v1.worker.cpu_worker  # noqa: F401
+import vllm.v1.engine.llm_engine
+import vllm.v1.worker.cpu_worker  # noqa: F401  (every fork shares what is imported here)
 from _pytest.runner import runtestprotocol
 from vllm.model_executor.models import registry
 
