@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / f"svdecode-serving-{os.getuid()}"
@@ -29,13 +30,13 @@ for name, value in {
 import pytest
 import torch
 import torch._dynamo
-import vllm
+import transformers
 import vllm.v1.engine.llm_engine
-import vllm.v1.worker.cpu_worker
+import vllm.v1.worker.cpu_worker  # noqa: F401  (every fork shares what is imported here)
 from _pytest.runner import runtestprotocol
 from vllm.model_executor.models import registry
 
-import svdecode.serving.model  # noqa: F401  (every fork shares what is imported here)
+import svdecode.serving.model  # noqa: F401
 
 # vLLM looks at a class in a process of its own, so as not to touch CUDA; here it may look in this one.
 registry._run_in_subprocess = lambda look: look()
@@ -90,6 +91,7 @@ def _seed(request):
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The folder in which tiny models lie; a fork leaves its own there for the next."""
-    folder = CACHE / f"models-{vllm.__version__}"
+    made_by = zlib.crc32(Path(__file__).with_name("kit.py").read_bytes())
+    folder = CACHE / f"models-{transformers.__version__}-{made_by:x}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
