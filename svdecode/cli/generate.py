@@ -51,14 +51,16 @@ def generate(
     quiet()
     import torch
 
+    from svdecode.data.batches import prompt_ids
     from svdecode.decoding.generate import generate as decode
-    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder, load_adapter, load_model
+    from svdecode.models.base_model import base_name, load_with_adapter
+    from svdecode.models.loading import check_adapter_folder
     from svdecode.models.steer import steer
 
     check_adapter_folder(adapter)
-    base, tokenizer = load_model(model, device_map)
-    steered = steer(load_adapter(base, adapter), mu=strength)
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(steered.device)
+    adapted, tokenizer = load_with_adapter(model, adapter, device_map)
+    steered = steer(adapted, mu=strength)
+    ids = torch.tensor([prompt_ids(text, tokenizer)], dtype=torch.long, device=steered.device)
     _check_length(ids.shape[1], max_new_tokens, steered)
     tokens = decode(
         steered,
@@ -75,7 +77,7 @@ def generate(
         return
     report = {
         "prompt": text, "answer": answer, "prompt_tokens": ids.shape[1], "new_tokens": tokens.shape[1] - ids.shape[1],
-        "model": model or BUNDLED_NAME, "adapter": str(adapter), **steered.settings._asdict(),
+        "model": base_name(model, adapter), "adapter": str(adapter), **steered.settings._asdict(),
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     print(to_json(report))
