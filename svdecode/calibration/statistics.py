@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svdecode.constants import IGNORE_INDEX, Direction
-from svdecode.models.forward_inputs import last_logits, takes
+from svdecode.models.forward_inputs import last_logits, positions_of, takes
 from svdecode.models.rows_of_both import PACKED
 from svdecode.models.steered_model import SteeredModel
 from svdecode.ops.fused_steer import fused_steer
@@ -41,7 +41,7 @@ def labelled_logits(steered: SteeredModel, batch: dict[str, Tensor]) -> tuple[Te
     T reaches back to the first labelled token of the batch: the logits of the prompts, which can be most of the memory, are not
     made where the model can leave them out.
     """
-    labels = batch["labels"].to(steered.device)
+    labels = batch["labels"].to(steered.device, torch.int64)
     used = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero()  # position t predicts token t + 1
     width = labels.shape[1] - int(used[0]) if len(used) else 1
     inputs = {
@@ -49,9 +49,20 @@ def labelled_logits(steered: SteeredModel, batch: dict[str, Tensor]) -> tuple[Te
         for name, value in batch.items()
         if isinstance(value, Tensor) and name != "labels" and (takes(steered, name) or name in PACKED)
     }
+    if _needs_positions(steered, inputs):
+        inputs["position_ids"] = positions_of(inputs["attention_mask"])
     pre, ft, _ = steered.pair_logits(**inputs, use_cache=False, **last_logits(steered, width))
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)[:, -width:].to(ft.device)
     return pre[:, -width:].flatten(0, 1), ft[:, -width:].flatten(0, 1), following.flatten()
+
+
+def _needs_positions(steered: SteeredModel, inputs: dict[str, Tensor]) -> bool:
+    """Whether rows have padding on the left: a model counts it unless it is told the positions, or finds them in the mask."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or inputs.get("position_ids") is not None or bool(mask[:, 0].all()):
+        return False
+    inner = getattr(steered, "base_model", steered)
+    return takes(steered, "position_ids") and not hasattr(inner, "get_rope_index")
 
 
 def _chosen(rows: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -88,14 +88,15 @@ def calibrate(
     quiet()
     from svdecode.calibration.calibrate import calibrate as estimate
     from svdecode.common.distributed import is_main, wait
-    from svdecode.models.loading import check_adapter_folder, load_adapter, load_model
+    from svdecode.models.base_model import load_with_adapter
+    from svdecode.models.loading import check_adapter_folder
 
     check_adapter_folder(adapter)
     with writing_to(adapter):
         check_chat([*examples, *(others or ())], model, adapter)
-        base, tokenizer = load_model(model, device_map, adapter)
+        adapted, tokenizer = load_with_adapter(model, adapter, device_map)
         found = estimate(
-            load_adapter(base, adapter),
+            adapted,
             examples,
             tokenizer=tokenizer,
             estimator=estimator,

@@ -46,8 +46,8 @@ def check_chat(examples: Iterable[Any], model: str | None, adapter: Path | None 
     """Encode the conversations among the examples with the tokenizer alone: a mistake is said before a model is loaded."""
     from svdecode.data.chat import check_conversations
     from svdecode.data.conversations import is_conversation
-    from svdecode.models.loading import load_tokenizer
+    from svdecode.models.base_model import load_base_tokenizer
 
     chats = [example for example in examples if is_conversation(example)]
     if chats:
-        check_conversations(chats, load_tokenizer(model, adapter))
+        check_conversations(chats, load_base_tokenizer(model, adapter))

@@ -214,16 +214,18 @@ class _Run:
         """Compare all systems for one adapter, or run the pre-trained model alone."""
         from svdecode.evaluation.run import evaluate as evaluate_task
         from svdecode.evaluation.steps import calibrate_for
-        from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+        from svdecode.models.base_model import base_name, load_with_adapter
+        from svdecode.models.loading import load_model
         from svdecode.strength.calibration import Calibration
 
         own = adapter is not None and mu is None and self.calibration_rows is None
         strength = Calibration.from_pretrained(adapter) if own else mu
         log_ratio_mu = None
         with writing_to(self.output):
-            loaded, tokenizer = load_model(self.model, self.device_map, adapter)
-            if adapter is not None:
-                loaded = load_adapter(loaded, adapter)
+            if adapter is None:
+                loaded, tokenizer = load_model(self.model, self.device_map)
+            else:
+                loaded, tokenizer = load_with_adapter(self.model, adapter, self.device_map)
             if self.calibration_rows is not None:
                 found = {
                     direction: calibrate_for(
@@ -236,14 +238,16 @@ class _Run:
                 strength, log_ratio_mu = found[KL], found[LOG_RATIO].mu
             evaluate_task(
                 self.task, self.rows, loaded, tokenizer, mu=strength, alpha=alpha, estimators=estimators,
-                log_ratio_mu=log_ratio_mu, name=self.model or BUNDLED_NAME, show=self._show, **self.settings,
+                log_ratio_mu=log_ratio_mu, name=base_name(self.model, adapter), show=self._show, **self.settings,
             )  # fmt: skip
         self._say_where("records.jsonl, results.json, results.md, results.png")
 
     def steps(self, folder: Path) -> None:
         """Compare warm start and SVDecode at each checkpoint of a folder."""
-        from svdecode.evaluation.steps import evaluate_steps
-        from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+        from svdecode.evaluation.steps import checkpoints, evaluate_steps
+        from svdecode.models.base_model import base_name, check_fit, load_base
+        from svdecode.models.loading import load_adapter
+        from svdecode.warmstart.folder import step_folder
 
         adapted: PeftModel | None = None
 
@@ -251,16 +255,19 @@ class _Run:
             nonlocal adapted
             if adapted is None:
                 adapted = load_adapter(base, checkpoint)
+                check_fit(adapted, checkpoint)
             else:
                 adapted.load_adapter(str(checkpoint), adapter_name=checkpoint.name)
                 adapted.set_adapter(checkpoint.name)
             return adapted
 
         with writing_to(self.output):
-            base, tokenizer = load_model(self.model, self.device_map, folder)
+            first = step_folder(folder, checkpoints(folder)[0])
+            base, tokenizer = load_base(self.model, first, self.device_map)
             evaluate_steps(
                 self.task, self.rows, folder, load, tokenizer,
-                calibration_data=self.calibration_rows, alpha=self.calibration_alpha, name=self.model or BUNDLED_NAME,
+                calibration_data=self.calibration_rows, alpha=self.calibration_alpha,
+                name=base_name(self.model, first),
                 show=self._show_steps, **self.settings,
             )  # fmt: skip
         self._say_where("steps.json, steps.md, steps.png")

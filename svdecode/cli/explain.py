@@ -68,12 +68,13 @@ def explain(
     strength = Calibration.from_pretrained(adapter) if mu is None else mu
     quiet()
     from svdecode.explanation.explanation import explain as explain_answer
-    from svdecode.models.loading import check_adapter_folder, load_adapter, load_model
+    from svdecode.models.base_model import load_with_adapter
+    from svdecode.models.loading import check_adapter_folder
     from svdecode.models.steer import steer
 
     check_adapter_folder(adapter)
-    base, tokenizer = load_model(model, device_map)
-    steered = steer(load_adapter(base, adapter), mu=strength, **given)
+    adapted, tokenizer = load_with_adapter(model, adapter, device_map)
+    steered = steer(adapted, mu=strength, **given)
     found = explain_answer(steered, text, tokenizer, max_new_tokens=max_new_tokens)
     if as_json:
         print(to_json(found.to_dict()), flush=True)

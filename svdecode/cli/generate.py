@@ -64,17 +64,19 @@ def generate(
     quiet()
     import torch
 
+    from svdecode.data.batches import prompt_ids
     from svdecode.data.chat import end_of_turn, prompt_tokens
     from svdecode.decoding.generate import generate as decode
-    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder, load_adapter, load_model, load_tokenizer
+    from svdecode.models.base_model import base_name, load_base_tokenizer, load_with_adapter
+    from svdecode.models.loading import check_adapter_folder
     from svdecode.models.steer import steer
 
     check_adapter_folder(adapter)
     messages = first_messages(system)
     if chat:  # a template that is missing or refuses the turns is said before the model is loaded
-        prompt_tokens(load_tokenizer(model, adapter), [*messages, {"role": "user", "content": text or "?"}])
-    base, tokenizer = load_model(model, device_map, adapter)
-    steered = steer(load_adapter(base, adapter), mu=strength)
+        prompt_tokens(load_base_tokenizer(model, adapter), [*messages, {"role": "user", "content": text or "?"}])
+    adapted, tokenizer = load_with_adapter(model, adapter, device_map)
+    steered = steer(adapted, mu=strength)
     generator = torch.Generator(steered.device).manual_seed(seed)
     ends = _ends(steered, tokenizer.eos_token_id, end_of_turn(tokenizer)) if chat else None
 
@@ -100,7 +102,7 @@ def generate(
     if chat:
         rendered, ids = prompt_tokens(tokenizer, [*messages, {"role": "user", "content": text}])
     else:
-        rendered, ids = text, tokenizer(text).input_ids
+        rendered, ids = text, prompt_ids(text, tokenizer)
     new = new_tokens(ids)
     answer = tokenizer.decode(new, skip_special_tokens=True)
     if not as_json:
@@ -108,7 +110,7 @@ def generate(
         return
     report = {
         "prompt": rendered, "answer": answer, "prompt_tokens": len(ids), "new_tokens": len(new),
-        "model": model or BUNDLED_NAME, "adapter": str(adapter), **steered.settings._asdict(),
+        "model": base_name(model, adapter), "adapter": str(adapter), **steered.settings._asdict(),
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     print(to_json(report))

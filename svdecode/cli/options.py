@@ -17,7 +17,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Folder or hub name of the pre-trained model. Default: the bundled SmolLM2-135M-Instruct (extra demo).",
+        help="Folder or hub name of the pre-trained model. Default: the base model that the adapter names, else "
+        "the bundled SmolLM2-135M-Instruct (extra demo).",
     ),
 ]
 DeviceMapOption = Annotated[

@@ -34,16 +34,21 @@ def serve(
 
     svdecode serve MODEL --adapter FOLDER [--mu 0.5] [--port 8000 and every other option of vLLM's server]
 
-    MODEL is a folder or a hub name; left out, it is the bundled SmolLM2-135M-Instruct (extra demo). A request may have a
-    strength of its own: "vllm_xargs": {"svdecode_mu": 0.7}.
+    MODEL is a folder or a hub name; left out, it is the model that the adapter names, else the bundled SmolLM2-135M-Instruct
+    (extra demo). A request may have a strength of its own: "vllm_xargs": {"svdecode_mu": 0.7}.
     """
     from svdecode.serving.names import check_version
 
     check_version()
     model, rest = _split(context.args)
+    from svdecode.models.base_model import base_name, named_base
+    from svdecode.models.loading import check_adapter_folder
     from svdecode.serving.bundled import bundled_folder
     from svdecode.serving.engine import engine_args
 
+    check_adapter_folder(adapter)
+    served_name = base_name(model, adapter)
+    model = model or named_base(adapter)
     overrides, rest = _take_overrides(rest)
     options: dict[str, Any] = {"hf_overrides": overrides, "trust_remote_code": "--trust-remote-code" in rest}
     options["enable_lora"] = "--enable-lora" in rest
@@ -61,11 +66,7 @@ def serve(
     print(f"svdecode: {overrides['architectures'][0]}, {overrides['svdecode']}", file=sys.stderr)
     from vllm.entrypoints.launchers.api_server.entry import main
 
-    named = (
-        ["--served-model-name", "SmolLM2-135M-Instruct"]
-        if model is None and not _has(rest, "--served-model-name")
-        else []
-    )
+    named = ["--served-model-name", served_name] if model is None and not _has(rest, "--served-model-name") else []
     sys.argv = ["svdecode serve", "--model", arguments["model"], *named, *rest, _OVERRIDES, json.dumps(overrides)]
     main()
 

@@ -14,6 +14,7 @@ from svdecode.constants import IGNORE_INDEX
 from svdecode.data.chat import encode_conversation
 from svdecode.data.conversations import CHAT_COLUMNS, is_conversation
 from svdecode.data.examples import COLUMNS, check_examples
+from svdecode.data.tokenised import is_tokenised, sequences_of
 from svdecode.ops import validation
 
 if TYPE_CHECKING:
@@ -29,11 +30,24 @@ def encode(
     """Token ids of prompt + completion + end-of-sequence, and labels that ignore the prompt; of a conversation its own."""
     if is_conversation(example):
         return {name: ids[:max_length] for name, ids in encode_conversation(example, tokenizer).items()}
-    prompt = tokenizer(example["prompt"]).input_ids
+    prompt = prompt_ids(example["prompt"], tokenizer)
     completion = tokenizer(example["completion"], add_special_tokens=False).input_ids
     if tokenizer.eos_token_id is not None:
         completion = [*completion, tokenizer.eos_token_id]
     return {name: ids[:max_length] for name, ids in with_prompt(prompt, completion).items()}
+
+
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text that goes on: with the special tokens in front, and without those that a tokenizer puts behind."""
+    ids = list(tokenizer(text).input_ids)
+    own = list(tokenizer(text, add_special_tokens=False).input_ids)
+    if not own:
+        return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    for end in range(len(ids), len(own) - 1, -1):
+        # From the end: where the text's own last token is a special one, the longest match is the whole.
+        if ids[end - len(own) : end] == own:
+            return ids[:end]
+    return ids
 
 
 def with_prompt(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
@@ -80,7 +94,8 @@ def numbered_batches(
 
     Args:
         data: examples as {"prompt", "completion"}, or conversations (`svdecode.data.conversations`): a list, a Dataset or any
-            iterable, which is read `WINDOW` batches at a time; or an iterable of batches. Lengths are not needed.
+            iterable, which is read `WINDOW` batches at a time; or rows with `input_ids` and `labels` that are tokenised
+            already (`tokenised.py`); or an iterable of batches. Lengths are not needed.
         tokenizer: needed for texts.
         batch_size: of texts; ready batches keep theirs.
         max_length: longer texts are cut after so many tokens.
@@ -101,15 +116,19 @@ def numbered_batches(
         if isinstance(data, str):
             remedy = f": svdecode.data.examples.read_examples({data!r}) reads a file"
         raise TypeError(f"{name} must be a list of texts, a Dataset or an iterable of batches, got {kind}{remedy}")
-    length = len(data) if isinstance(data, Sized) else None
+    length = length_of(data)
     iterator = iter(data)
     first = next(iterator, None)
     if first is None:
         raise ValueError(f"{name} is empty")
     rest = itertools.chain([first], iterator)
     columns = getattr(data, "column_names", None)
-    if columns is not None and isinstance(first, Mapping) and not {*COLUMNS, *CHAT_COLUMNS} & set(first):
+    known = {*COLUMNS, *CHAT_COLUMNS, "input_ids"}
+    if columns is not None and isinstance(first, Mapping) and not known & set(first):
         raise ValueError(f"{name} needs the columns {' and '.join(COLUMNS)}, got {', '.join(columns)}")
+    if is_tokenised(first):
+        filler = 0 if tokenizer is None else pad_token_id(tokenizer)
+        return _collated(sequences_of(rest, name, max_length), filler, batch_size), None
     if isinstance(first, Mapping) and "input_ids" in first:
         return _ready(rest, name), length
     check_examples(data if isinstance(data, list) else [first])
@@ -128,16 +147,33 @@ def _ready(data: Iterable[object], name: str) -> Iterator[dict[str, Tensor]]:
         start += rows
 
 
+def length_of(data: object) -> int | None:
+    """len(data); None where it has none, as a DataLoader of a stream, whose __len__ raises."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
+
+
 def _encoded(
     examples: Iterable[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, batch_size: int, max_length: int | None
 ) -> Iterator[dict[str, Tensor]]:
-    numbered = enumerate(examples)
-    while window := list(itertools.islice(numbered, WINDOW * batch_size)):
-        check_examples([example for _, example in window])
-        encoded = [(number, encode(example, tokenizer, max_length)) for number, example in window]
+    numbered = iter(examples)
+    encoded = (
+        encode(example, tokenizer, max_length)
+        for window in iter(lambda: list(itertools.islice(numbered, WINDOW * batch_size)), [])
+        for example in check_examples(window)
+    )
+    return _collated(encoded, pad_token_id(tokenizer), batch_size)
+
+
+def _collated(rows: Iterable[Mapping[str, list[int]]], pad: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Right-padded batches of rows of token ids."""
+    numbered = enumerate(rows)
+    while encoded := list(itertools.islice(numbered, WINDOW * batch_size)):
         # Neighbours of like length waste little padding; the result does not depend on the order.
         encoded.sort(key=lambda pair: len(pair[1]["input_ids"]))
         for i in range(0, len(encoded), batch_size):
             chunk = encoded[i : i + batch_size]
-            batch = collate([row for _, row in chunk], pad_token_id(tokenizer))
+            batch = collate([row for _, row in chunk], pad)
             yield {**batch, "sequence": torch.tensor([number for number, _ in chunk])}

@@ -27,7 +27,8 @@ from svdecode.demo.speed import tokens_per_second
 from svdecode.evaluation.report import Report
 from svdecode.evaluation.run import evaluate
 from svdecode.evaluation.steps import evaluate_steps, held_out_change
-from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_model
+from svdecode.models.base_model import base_name, check_fit, load_base
+from svdecode.models.loading import BUNDLED_NAME, load_adapter
 from svdecode.models.steer import steer
 from svdecode.warmstart.folder import is_complete
 from svdecode.warmstart.train import warmstart
@@ -76,9 +77,9 @@ def run(
         rows = read_examples(data)
         splits = Splits.make(rows, data=data, seed=seed)
     with _timed(seconds, "load"):
-        base, tokenizer = load_model(model)
+        base, tokenizer = load_base(model, adapter)
     if rows is None:
-        rows, splits = country_facts(seed, tokenizer, bundled=model is None)
+        rows, splits = country_facts(seed, tokenizer, bundled=base_name(model, adapter) == BUNDLED_NAME)
     splits = _recorded_splits(adapter, rows) or splits
     calibration_rows, test_rows = (splits.select(rows, part) for part in ("calibration", "test"))
     cache = _Cache(output / "adapter" / CACHE_NAME, model, rows, splits)
@@ -87,6 +88,7 @@ def run(
     with _timed(seconds, "warm start"):
         if adapter is not None or (is_complete(folder) and cache.holds("adapter")):
             adapted = load_adapter(base, folder)
+            check_fit(adapted, folder)
         else:
             adapted = _trained(base, tokenizer, rows, splits, folder, seed, progress)
             cache.keep("adapter", True)
@@ -112,7 +114,7 @@ def run(
         steps = [] if adapter is not None else cache.values["steps"]
 
     report = {
-        "model": model or BUNDLED_NAME,
+        "model": base_name(model, adapter),
         "examples": splits.sizes,
         "mu": calibration.mu,
         "estimates": calibration.estimates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svdecode.data.batches import prompt_ids
 from svdecode.data.chat import labelled_tokens
 from svdecode.evaluation.tasks.base import CHOICES, TOKENS, Question, Task
 from svdecode.models.adapters import causal_lm_of
@@ -88,7 +89,7 @@ def _encoded(task: Task, question: Question, tokenizer: object, max_length: int)
 
 
 def _prompt(question: Question, tokenizer: object) -> list[int]:
-    ids = tokenizer(question.prompt).input_ids
+    ids = prompt_ids(question.prompt, tokenizer)
     if not ids:
         raise ValueError(f"the prompt of {question.text!r:.60} has no token")
     return ids

@@ -1,0 +1,109 @@
+"""The base model of an adapter: the one that its configuration names, unless the user names another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from svdecode.common.distributed import is_main
+from svdecode.models.loading import (
+    BUNDLED_NAME,
+    BUNDLED_PACKAGE,
+    check_adapter_folder,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+)
+
+
+def named_base(adapter: str | Path) -> str | None:
+    """What an adapter's configuration says of its base model; None where it says nothing, or names the bundled model."""
+    path = Path(adapter) / "adapter_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not the configuration of an adapter: {error}") from None
+    bundled = named is not None and (Path(named).name in (BUNDLED_PACKAGE, BUNDLED_NAME))
+    return None if not named or (bundled and not Path(named, "config.json").is_file()) else str(named)
+
+
+def base_name(model: str | None, adapter: str | Path | None) -> str:
+    """What reports call the model that `load_base` loads."""
+    return model or (named_base(adapter) if adapter is not None else None) or BUNDLED_NAME
+
+
+def load_base(
+    model: str | None, adapter: str | Path | None, device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model for an adapter, and its tokenizer.
+
+    Args:
+        model: a folder or hub name; None takes what the adapter names, and the bundled model where there is no adapter or it
+            names none. Another model than the adapter names is loaded with a warning on stderr.
+        adapter: folder of an adapter, or None.
+        device_map: as in `svdecode.models.loading.load_model`.
+
+    Raises:
+        ValueError: no adapter there, or no such model; where the adapter names it, the message says so and names --model.
+    """
+    if adapter is None:
+        return load_model(model, device_map)
+    check_adapter_folder(adapter)
+    named = named_base(adapter)
+    if model is None and named is not None:
+        try:
+            return load_model(named, device_map, adapter)
+        except ValueError as error:
+            raise ValueError(
+                f"the adapter in {adapter} was trained on {named}, which cannot be loaded here ({error}): "
+                "say where that model is with --model"
+            ) from None
+    if model is not None and not _same(model, named) and is_main():
+        print(
+            f"svdecode: the adapter in {adapter} was trained on {named or BUNDLED_NAME}, and --model is {model}: "
+            "if that is another model, the answers are wrong",
+            file=sys.stderr,
+        )
+    return load_model(model, device_map, adapter)
+
+
+def load_base_tokenizer(model: str | None, adapter: str | Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer alone that `load_base` loads with the model; ValueError where there is none."""
+    return load_tokenizer(model or (named_base(adapter) if adapter is not None else None), adapter)
+
+
+def load_with_adapter(
+    model: str | None, adapter: str | Path, device_map: str | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The adapter on its base model (`load_base`), and the tokenizer; ValueError where weights do not fit in shape or name."""
+    base, tokenizer = load_base(model, adapter, device_map)
+    adapted = load_adapter(base, adapter)
+    check_fit(adapted, adapter)
+    return adapted, tokenizer
+
+
+def check_fit(model: PeftModel, adapter: str | Path) -> None:
+    """ValueError where an adapter's file and the model it was loaded into have different weights: peft passes over that."""
+    with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    unused, missing = sorted(saved - own - set(model.state_dict())), sorted(own - saved)
+    if unused or missing:
+        which = f"no place for {unused[0]}" if unused else f"nothing for {missing[0]}"
+        raise ValueError(
+            f"the adapter in {adapter} does not fit the model: there is {which} ({len(unused)} weights have no place, "
+            f"{len(missing)} are missing): pass the model that it was trained on as --model"
+        )
+
+
+def _same(model: str, named: str | None) -> bool:
+    """Whether two names mean one model, as far as names tell: equal, one folder, or one last part."""
+    if named is None:
+        return Path(model).name == BUNDLED_NAME
+    return model == named or Path(model).resolve() == Path(named).resolve() or Path(model).name == Path(named).name
