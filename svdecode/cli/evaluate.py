@@ -215,17 +215,13 @@ class _Run:
         from svdecode.evaluation.run import evaluate as evaluate_task
         from svdecode.evaluation.steps import calibrate_for
         from svdecode.models.base_model import base_name, load_with_adapter
-        from svdecode.models.loading import load_model
         from svdecode.strength.calibration import Calibration
 
         own = adapter is not None and mu is None and self.calibration_rows is None
         strength = Calibration.from_pretrained(adapter) if own else mu
         log_ratio_mu = None
         with writing_to(self.output):
-            if adapter is None:
-                loaded, tokenizer = load_model(self.model, self.device_map)
-            else:
-                loaded, tokenizer = load_with_adapter(self.model, adapter, self.device_map)
+            loaded, tokenizer = load_with_adapter(self.model, adapter, self.device_map)
             if self.calibration_rows is not None:
                 found = {
                     direction: calibrate_for(

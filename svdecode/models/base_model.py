@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
@@ -79,10 +80,16 @@ def load_base_tokenizer(model: str | None, adapter: str | Path | None) -> PreTra
 
 
 def load_with_adapter(
-    model: str | None, adapter: str | Path, device_map: str | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The adapter on its base model (`load_base`), and the tokenizer; ValueError where weights do not fit in shape or name."""
+    model: str | None, adapter: str | Path | None, device_map: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The adapter on its base model (`load_base`), a PeftModel, and the tokenizer; without an adapter the model alone.
+
+    Raises:
+        ValueError: as `load_base`, or weights do not fit in shape or name.
+    """
     base, tokenizer = load_base(model, adapter, device_map)
+    if adapter is None:
+        return base, tokenizer
     adapted = load_adapter(base, adapter)
     check_fit(adapted, adapter)
     return adapted, tokenizer
