@@ -107,7 +107,11 @@ def read_until(terminal: int, word: bytes, seconds: float = 120) -> bytes:
 
 def test_a_conversation_in_a_terminal(places):
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(generate(places), stdin=theirs, stdout=subprocess.PIPE, stderr=theirs)
+    process = subprocess.Popen(
+        generate(places), stdin=theirs, stdout=subprocess.PIPE, stderr=theirs,
+        # A job that a shell has put into the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         read_until(ours, b"> ")
         os.write(ours, b"hello\n")

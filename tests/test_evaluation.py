@@ -299,8 +299,11 @@ def test_nll_of_texts_and_of_pairs(lora, tokenizer, tmp_path):
     rows = [{"instruction": "what is w1 ?", "output": " w2 w3", "answer": "w2"}]
     same = quiet("nll", rows, lora, tokenizer, mu=0.5).records  # and what else a warm start reads
     assert same[0]["values"]["warm start"]["NLL"] == pytest.approx(expected, rel=1e-4)
-    for broken in ([{"question": "w1"}], [{"prompt": ["w1"], "completion": ["w2"]}]):
-        with pytest.raises(ValueError, match="data for nll need a column text, or prompt and completion, got"):
+    for broken, words in (
+        ([{"question": "w1"}], "data for nll need a column text, or prompt and completion, got"),
+        ([{"prompt": ["w1"], "completion": ["w2"]}], "row 1: prompt, message 1: role and content are needed, got 'w1'"),
+    ):
+        with pytest.raises(ValueError, match=words):
             quiet("nll", broken, lora, tokenizer, mu=0.5)
     with pytest.raises(ValueError, match="data for nll, row 1: no 'completion'"):
         quiet("nll", [{"prompt": "w1", "completion": " "}], lora, tokenizer, mu=0.5)

@@ -25,13 +25,22 @@ from svdecode.models.loading import (
 
 def named_base(adapter: str | Path) -> str | None:
     """What an adapter's configuration says of its base model; None where it says nothing, or names the bundled model."""
+    named = _named(adapter)
+    return None if named is None or _is_bundled(named) else named
+
+
+def _named(adapter: str | Path) -> str | None:
     path = Path(adapter) / "adapter_config.json"
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of an adapter: {error}") from None
-    bundled = named is not None and (Path(named).name in (BUNDLED_PACKAGE, BUNDLED_NAME))
-    return None if not named or (bundled and not Path(named, "config.json").is_file()) else str(named)
+    return str(named) if named else None
+
+
+def _is_bundled(named: str) -> bool:
+    """Whether a name is that of the bundled model, which is a GGUF file in the folder of a package, here or elsewhere."""
+    return Path(named).name in (BUNDLED_PACKAGE, BUNDLED_NAME) and not Path(named, "config.json").is_file()
 
 
 def base_name(model: str | None, adapter: str | Path | None) -> str:
@@ -56,8 +65,8 @@ def load_base(
     if adapter is None:
         return load_model(model, device_map)
     check_adapter_folder(adapter)
-    named = named_base(adapter)
-    if model is None and named is not None:
+    named = _named(adapter)
+    if model is None and named is not None and not _is_bundled(named):
         try:
             return load_model(named, device_map, adapter)
         except ValueError as error:
@@ -65,9 +74,9 @@ def load_base(
                 f"the adapter in {adapter} was trained on {named}, which cannot be loaded here ({error}): "
                 "say where that model is with --model"
             ) from None
-    if model is not None and not _same(model, named) and is_main():
+    if model is not None and named is not None and not _same(model, named) and is_main():
         print(
-            f"svdecode: the adapter in {adapter} was trained on {named or BUNDLED_NAME}, and --model is {model}: "
+            f"svdecode: the adapter in {adapter} was trained on {named}, and --model is {model}: "
             "if that is another model, the answers are wrong",
             file=sys.stderr,
         )
@@ -109,8 +118,8 @@ def check_fit(model: PeftModel, adapter: str | Path) -> None:
         )
 
 
-def _same(model: str, named: str | None) -> bool:
+def _same(model: str, named: str) -> bool:
     """Whether two names mean one model, as far as names tell: equal, one folder, or one last part."""
-    if named is None:
+    if _is_bundled(named):
         return Path(model).name == BUNDLED_NAME
     return model == named or Path(model).resolve() == Path(named).resolve() or Path(model).name == Path(named).name
