@@ -148,6 +148,8 @@ def is_forward_mode() -> bool:
 
 def _is_in_func_grad() -> bool:
     """Whether torch.func takes a gradient: torch's Function of an operator does not go through it, plain operations do."""
+    if torch.compiler.is_compiling():  # torch.compile cannot look at the transforms
+        return False
     transform = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     return transform is not None and transform.key().name == "Grad"
 
