@@ -115,9 +115,9 @@ def talk(
 def _lines() -> Iterator[str]:
     """Lines that are not empty, without their ends; Ctrl-C while one is awaited ends the program."""
     while True:
-        if sys.stdin.isatty():
-            print(_QUESTION, end="", file=sys.stderr, flush=True)
         try:
+            if sys.stdin.isatty():
+                print(_QUESTION, end="", file=sys.stderr, flush=True)
             line = sys.stdin.readline()
         except KeyboardInterrupt:
             print(file=sys.stderr)
