@@ -21,7 +21,7 @@ PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
 
 SERVING := .venv-serving
 
-.PHONY: env demo test fuzz test-matrix test-ptx test-ptx-subset test-newest test-oldest test-serving serve bench lint docs clean
+.PHONY: env demo test fuzz test-matrix test-ptx test-ptx-subset test-newest test-oldest test-serving test-page serve bench lint docs clean
 
 env: $(READY)
 
@@ -54,6 +54,10 @@ fuzz: env
 # Every type of model with every kind of adapter, mode and cache; `make test` runs a part.
 test-matrix: env
 	SVDECODE_MATRIX=1 $(BIN)/pytest -n 2 --dist worksteal tests/test_matrix.py tests/test_images.py
+
+# The page of `svdecode explain` in the system's chromium, with axe. By itself: a browser that starves waits without an end.
+test-page: env
+	SVDECODE_BROWSER=1 timeout 600 $(BIN)/pytest tests/test_explain_page.py
 
 # The model tests with the newest versions that pip finds: the next renaming in another package is found here, not by a user.
 # torch alone stays the pinned one. Where nothing is newer than the pins, `make test` has run them; what is left to see is

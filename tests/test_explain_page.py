@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from html.parser import HTMLParser
 
 import pytest
@@ -13,12 +12,10 @@ from svdecode.explanation.page import page
 from svdecode.explanation.visible_text import label
 
 WHY_NOT = why_no_browser()
-if WHY_NOT:
-    warnings.warn(f"the page of svdecode explain is not looked at in a browser: {WHY_NOT}", stacklevel=1)
 needs_browser = pytest.mark.skipif(WHY_NOT is not None, reason=f"no browser: {WHY_NOT}")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 PATIENCE = 120_000
 """Milliseconds: other tests may have the processor."""
