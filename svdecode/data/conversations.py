@@ -87,7 +87,7 @@ def labelled_turns(example: Row) -> tuple[list[dict[str, Any]], list[int]]:
 def texts_of(example: Mapping[str, Any]) -> tuple[str, str]:
     """Prompt and completion as texts that name an example; those of a conversation do not depend on `turns`."""
     if not is_conversation(example):
-        return example["prompt"], example["completion"]
+        return example["prompt"], example.get("completion", "")  # questions of a test have prompts alone
     row = conversation(example)
     tools = f"{json.dumps(row[TOOLS], sort_keys=True, default=str)}\n" if TOOLS in row else ""
     return tools + _as_text(row["prompt"]), _as_text(row["completion"])
