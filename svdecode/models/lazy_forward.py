@@ -65,7 +65,8 @@ def catch_up(
         check_tokens(ids, model, ft.shape[-1])
         cache.append(model, ids, positions, mask, alone=bool(own))
         if len(rows):
-            mine = ft[rows.to(ft.device)]
-            logits = in_vocabulary_of(cache.catch_up(model, rows, mask, ft.shape[1], **own).to(ft), mine)
+            logits = cache.catch_up(model, rows, mask, ft.shape[1], **own).to(ft)
+            if logits.shape[-1] != ft.shape[-1]:  # else no copy of the adapted rows
+                logits = in_vocabulary_of(logits, ft[rows.to(ft.device)])
             found.append(logits if len(rows) == len(ft) else ft.index_copy(0, rows.to(ft.device), logits))
     return found

@@ -71,8 +71,11 @@ def needs_dynamic_cache(model: PreTrainedModel, virtual_tokens: bool) -> bool:
     generate() does not prepare where virtual tokens give the two models different masks.
     """
     config = _text_config(model)
-    alibi = getattr(config, "alibi", False) or any(hasattr(m, "build_alibi_tensor") for m in model.modules())
-    return "local" in getattr(config, "attention_layers", ()) or (virtual_tokens and alibi)
+    if "local" in getattr(config, "attention_layers", ()):
+        return True
+    return virtual_tokens and (
+        getattr(config, "alibi", False) or any(hasattr(module, "build_alibi_tensor") for module in model.modules())
+    )
 
 
 def keeps_state_in_modules(model: PreTrainedModel) -> bool:

@@ -110,8 +110,7 @@ class Operator:
         """What to do where a transform of torch cannot see into the operator."""
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return RuntimeError(f"{self.name} cannot be traced by torch.jit.trace: use torch.compile or torch.export")
-        transform = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-        kind = None if transform is None else transform.key().name
+        kind = _transform()
         if kind == "Vmap":
             return RuntimeError(
                 f"{self.name} does not run under torch.func.vmap: call it on the whole batch, it takes any leading dimensions"
@@ -150,8 +149,13 @@ def _is_in_func_grad() -> bool:
     """Whether torch.func takes a gradient: torch's Function of an operator does not go through it, plain operations do."""
     if torch.compiler.is_compiling():  # torch.compile cannot look at the transforms
         return False
+    return _transform() == "Grad"
+
+
+def _transform() -> str | None:
+    """The innermost transform of torch.func that looks on ("Grad", "Vmap", "Functionalize", ...), None where none does."""
     transform = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return transform is not None and transform.key().name == "Grad"
+    return None if transform is None else transform.key().name
 
 
 def is_watched(inputs: tuple) -> bool:
