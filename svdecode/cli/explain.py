@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svdecode.cli.generate import STDIN, _from_stdin
-from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet
+from svdecode.cli.options import STDIN, DeviceMapOption, JsonOption, ModelOption, from_stdin, quiet
 from svdecode.common.files import check_writable, to_json
 from svdecode.common.terminal import print_table
 
@@ -57,7 +56,7 @@ def explain(
     path = PAGE if output is None and not as_json else output
     if path is not None:
         _check_output(path, overwrite)
-    text = _from_stdin() if prompt == STDIN else prompt
+    text = from_stdin() if prompt == STDIN else prompt
     if not text:
         raise ValueError("the prompt is empty")
     from svdecode.ops.setting import Setting

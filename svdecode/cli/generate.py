@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from svdecode.cli.conversation import first_messages, talk
-from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet
+from svdecode.cli.options import STDIN, DeviceMapOption, JsonOption, ModelOption, from_stdin, quiet
 from svdecode.common.files import to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-STDIN = "-"
 
 
 def generate(
@@ -60,7 +57,7 @@ def generate(
     from svdecode.strength.calibration import Calibration
 
     strength = Calibration.from_pretrained(adapter) if mu is None else mu
-    text = _from_stdin() if prompt == STDIN else prompt
+    text = from_stdin() if prompt == STDIN else prompt
     quiet()
     import torch
 
@@ -128,15 +125,6 @@ def _ends(steered: PreTrainedModel, eos: int | None, turn: list[int]) -> list[in
     configured = steered.generation_config.eos_token_id
     found = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*found, eos, *turn) if token is not None})
-
-
-def _from_stdin() -> str:
-    """All of stdin as UTF-8, without one line break at the end; ValueError where it is not UTF-8."""
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt on stdin is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _check_length(prompt: int, new: int, model: PreTrainedModel) -> None:

@@ -28,6 +28,9 @@ DeviceMapOption = Annotated[
 AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="Folder of a PEFT adapter.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
+STDIN = "-"
+"""A prompt that is read from stdin."""
+
 _WRITING_FAILED = ("Error while serializing", "PytorchStreamWriter", "inline_container")
 """Words of safetensors and torch.save for a disk that is full."""
 
@@ -68,3 +71,12 @@ def writing_to(folder: Path | None) -> Iterator[None]:
         if any(words in str(error) for words in _WRITING_FAILED):
             raise ValueError(f"{folder} cannot be written: {error}") from None
         raise
+
+
+def from_stdin() -> str:
+    """All of stdin as UTF-8, without one line break at the end; ValueError where it is not UTF-8."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on stdin is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return text.removesuffix("\n").removesuffix("\r")

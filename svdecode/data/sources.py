@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from svdecode.common.text import first_line
 from svdecode.data import packed
 from svdecode.data.benchmarks import BENCHMARKS, TEST, TRAIN
 from svdecode.data.conversations import Row
@@ -167,8 +168,9 @@ def _rows_of_data_set(
     try:
         found = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{source} is not a file, and no data set of this name can be loaded: {first}") from None
+        raise ValueError(
+            f"{source} is not a file, and no data set of this name can be loaded: {first_line(error)}"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
     if split is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from svdecode.common.files import write_atomically
+from svdecode.data.batches import prompt_ids
 from svdecode.decoding.generate import generate
 from svdecode.explanation.page import page
 from svdecode.explanation.steps import Candidate, Step, greedy_steps, setting_of
@@ -199,7 +200,7 @@ def _prompt_ids(given: Any, tokenizer: PreTrainedTokenizerBase | None, vocabular
     if isinstance(given, str):
         if tokenizer is None:
             raise ValueError("a prompt as text needs its tokenizer: pass tokenizer=, or token ids")
-        ids = tokenizer(given).input_ids if given else []
+        ids = prompt_ids(given, tokenizer) if given else []
     elif isinstance(given, Tensor):
         if given.dim() not in (1, 2) or (given.dim() == 2 and len(given) != 1) or given.dtype != torch.long:
             raise ValueError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import torch
 from peft import PeftConfig, PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdecode.common.digests import tensors_sha256
 from svdecode.models.paired_layers import without_adapter
 from svdecode.models.shared_weights import share_weights, uncompiled
 
@@ -120,8 +118,4 @@ def adapter_fingerprint(model: object) -> str | None:
         raise ValueError(
             "the adapter's weights are offloaded, so that no calibration can be found for it: pass a number as mu"
         )
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(weights)

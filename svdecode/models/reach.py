@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "local_attention")
@@ -13,6 +14,8 @@ _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention
 _CHANGING = ("dynamic", "longrope")
 """Rotary frequencies that another length changes, for the tokens in front too."""
 
+_EXPERTS = re.compile(r"(moe_)?(num|n)(_[a-z]+)?_experts")
+"""num_experts, num_local_experts, n_routed_experts, moe_num_experts, and not num_experts_per_tok."""
 
 _KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -81,3 +84,10 @@ def needs_dynamic_cache(model: PreTrainedModel, virtual_tokens: bool) -> bool:
 def keeps_state_in_modules(model: PreTrainedModel) -> bool:
     """Whether a layer keeps the state of a sequence itself, as RecurrentGemma's do, and not in the cache."""
     return any(hasattr(module, "recurrent_states") for module in model.modules())
+
+
+def counts_experts(config: PreTrainedConfig) -> bool:
+    """Whether a configuration says how many experts a model has, under any of the names that there are."""
+    text = config.get_text_config(decoder=True)
+    parts = (vars(part) for part in (text, getattr(text, "ffn_config", None)) if part is not None)
+    return any(value for part in parts for name, value in part.items() if _EXPERTS.fullmatch(name))

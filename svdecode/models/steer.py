@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from peft import PeftModel
@@ -18,7 +17,7 @@ from svdecode.models.forward_inputs import CACHE, takes
 from svdecode.models.image_inputs import PAIRED, pairs_images
 from svdecode.models.lazy_cache import LazyCache
 from svdecode.models.paired_layers import PairedLayers, wrapped_block
-from svdecode.models.reach import frequencies_change, keeps_some_keys, keeps_state_in_modules
+from svdecode.models.reach import counts_experts, frequencies_change, keeps_some_keys, keeps_state_in_modules
 from svdecode.models.shared_weights import device_of, uncompiled
 from svdecode.models.sides import sides_of
 from svdecode.models.steered_class import steered_around
@@ -31,8 +30,6 @@ from svdecode.strength.calibration import Calibration, saved_calibration
 Other = PeftModel | PreTrainedModel | tuple[PeftModel, str]
 Mode = Literal["auto", "paired", "lazy", "two_pass"]
 MODES = get_args(Mode)
-# num_experts, num_local_experts, n_routed_experts, moe_num_experts, and not num_experts_per_tok
-_EXPERTS = re.compile(r"(moe_)?(num|n)(_[a-z]+)?_experts")
 
 
 if TYPE_CHECKING:
@@ -180,10 +177,7 @@ def _why_not_paired(model: PreTrainedModel, prompted: bool) -> str | None:
 
 def _has_experts(model: PreTrainedModel) -> bool:
     """Whether the model routes single tokens, out of their rows, to experts."""
-    config = model.config.get_text_config(decoder=True)
-    counts = (vars(part) for part in (config, getattr(config, "ffn_config", None)) if part is not None)
-    named = any(value for part in counts for name, value in part.items() if _EXPERTS.fullmatch(name))
-    return named or any(path.endswith(".experts") for path, _ in model.named_modules())
+    return counts_experts(model.config) or any(path.endswith(".experts") for path, _ in model.named_modules())
 
 
 def _settings(

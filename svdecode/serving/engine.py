@@ -7,7 +7,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from svdecode.common.text import first_line
 from svdecode.constants import Direction
+from svdecode.models.reach import counts_experts
 from svdecode.ops.setting import Setting
 from svdecode.serving import saved_adapter
 from svdecode.serving.engine_config import RECURRENT
@@ -86,8 +88,7 @@ def _twin_of(model: str, trust_remote_code: bool, revision: str | None) -> str:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"cannot read the configuration of {model}: {first}") from None
+        raise ValueError(f"cannot read the configuration of {model}: {first_line(error)}") from None
     register()
     architectures = [name.removeprefix(PREFIX) for name in config.architectures or []]
     if not architectures:
@@ -98,6 +99,4 @@ def _twin_of(model: str, trust_remote_code: bool, revision: str | None) -> str:
         raise ValueError(f"a steered model cannot be served with {RECURRENT}")
     if cls is not None and supports_lora(cls):
         return PREFIX + architectures[0]
-    text = config.get_text_config()
-    has_experts = any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    return PREFIX + TRANSFORMERS_BACKEND[has_experts]
+    return PREFIX + TRANSFORMERS_BACKEND[counts_experts(config)]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from svdecode.common.digests import tensors_sha256
+
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 OTHERWISE = (
     "serve the merged model by itself (peft's merge_and_unload; it is the adapted model, without steering), or steer in "
@@ -93,10 +95,5 @@ def digest(folder: Path) -> str:
 
 def fingerprint(folder: Path) -> str:
     """`svdecode.models.adapters.adapter_fingerprint` of the adapter, once peft has loaded it; without a model."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights(folder).items()):
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            tensor = tensor.float()  # as peft holds it
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    half = (torch.float16, torch.bfloat16)  # peft holds these as float32
+    return tensors_sha256({name: x.float() if x.dtype in half else x for name, x in weights(folder).items()})
