@@ -6,6 +6,9 @@ import math
 import os
 import shutil
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from svdecode.explanation.explanation import Explanation
 from svdecode.explanation.steps import Candidate, Step
 from svdecode.explanation.token_texts import Token
@@ -28,6 +31,17 @@ HOSTILE = [
     "\u0301",
     "]]>",
 ]
+
+
+BYTES = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte, as the smallest pieces of most tokenizers are."""
+    letters = Tokenizer(models.BPE(BYTES, []))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=letters)
 
 
 def hostile_explanation(more: int = 0) -> Explanation:

@@ -1,4 +1,4 @@
-"""`explain`: its numbers against two models that keep nothing, its texts, what it refuses, and the command."""
+"""`explain`: its numbers against two models that keep nothing, what it refuses, and the command."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import sys
 
 import pytest
 import torch
-from explanations import HOSTILE, hostile_explanation
+from evaluation_kit import tiny_tokenizer
+from explanations import HOSTILE, byte_tokenizer, hostile_explanation
 from test_cli import adapter, cli, small_disk, strict  # noqa: F401  (fixtures)
 from test_demo import tiny_model  # noqa: F401  (fixture)
 from tiny import EOS, tiny_llama, tiny_lora, two_model_logits
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import processors
 
 import svdecode
-from svdecode.explanation import numbers
-from svdecode.explanation.token_texts import TokenTexts
-from svdecode.explanation.visible_text import label, spelled, visible
 
 MU = 1.7
 PROMPT = [5, 6, 7, 8]
@@ -122,50 +119,15 @@ def test_without_steering_nothing_changes(lora):
     assert all(step.moved == pytest.approx(0.0, abs=1e-6) for step in found.steps)
 
 
-BYTES = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, as the smallest pieces of most tokenizers are."""
-    letters = Tokenizer(models.BPE(BYTES, []))
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=letters)
-
-
-def test_a_letter_of_several_tokens_belongs_to_the_last_of_them():
-    tokenizer = byte_tokenizer()
-    front, text = tokenizer("a").input_ids, "é 🙂\n"
-    tokens = TokenTexts(tokenizer).tokens(front, tokenizer(text).input_ids)
-    assert [token.text for token in tokens] == ["", "é", " ", "", "", "", "🙂", "\n"]
-    assert all(token.piece for token in tokens)
-
-
-def test_a_word_keeps_the_space_that_its_tokenizer_strips_at_the_start():
-    words = Tokenizer(models.WordLevel({"\u2581one": 0, "\u2581two": 1, "s": 2, "<eos>": 3}, unk_token="<eos>"))
-    words.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
-    texts = TokenTexts(tokenizer)
-    assert [token.text for token in texts.tokens([0], [1, 2, 0, 3])] == [" two", "s", " one", "<eos>"]
-    assert texts.text([0], [1, 2, 0, 3]) == " twos one"
-    assert texts.token([0], 3).special
-
-
-def test_hidden_characters_are_named_and_nothing_else_changes():
-    assert visible("a\u202eb\x00\u2028") == "a\u27e8U+202E\u27e9b\u27e8U+0000\u27e9\u27e8U+2028\u27e9"
-    assert visible("na\u00efve \u05de\u05d9\u05dd\n\t\U0001f642") == "na\u00efve \u05de\u05d9\u05dd\n\t\U0001f642"
-    assert spelled(" a\n\u00a0\u0301") == "\u2423a\u21b5\u27e8U+00A0\u27e9\u0301"
-    assert spelled("\u0301") == "\u25cc\u0301"
-    assert all(label(step.chosen.token) for step in hostile_explanation().steps)
-
-
-def test_numbers_do_not_look_like_others():
-    assert [numbers.probability(value) for value in (0.0, 1e-5, 0.0005, 0.5, 0.9997, 1.0)] == [
-        "0", "<0.001", "0.001", "0.500", ">0.999", "1",
-    ]  # fmt: skip
-    assert [numbers.change(value) for value in (0.25, -0.25, -1e-6)] == ["+0.250", "\u22120.250", "0.000"]
-    assert [numbers.nats(value) for value in (0.0, 1e-5, 2.0, math.inf)] == ["0.000", "<0.001", "2.000", "infinite"]
-    assert [numbers.level(value, numbers.MOVED_LEVELS) for value in (0.0, 0.01, -0.3, 1.0, -1.0)] == [0, 1, -4, 5, -5]
+def test_a_prompt_as_text_is_read_as_generate_reads_it(lora):
+    """What a tokenizer appends ends no prompt."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("what is w1").input_ids[-1] == tokenizer.eos_token_id
+    found = svdecode.explain(svdecode.steer(lora, mu=MU), "what is w1", tokenizer, max_new_tokens=2)
+    assert found.prompt_ids == tokenizer("what is w1", add_special_tokens=False).input_ids
 
 
 def test_what_is_refused(lora):
