@@ -116,7 +116,7 @@ def numbered_batches(
         if isinstance(data, str):
             remedy = f": svdecode.data.examples.read_examples({data!r}) reads a file"
         raise TypeError(f"{name} must be a list of texts, a Dataset or an iterable of batches, got {kind}{remedy}")
-    length = length_of(data)
+    length = known_length(data)
     iterator = iter(data)
     first = next(iterator, None)
     if first is None:
@@ -147,7 +147,7 @@ def _ready(data: Iterable[object], name: str) -> Iterator[dict[str, Tensor]]:
         start += rows
 
 
-def length_of(data: object) -> int | None:
+def known_length(data: object) -> int | None:
     """len(data); None where it has none, as a DataLoader of a stream, whose __len__ raises."""
     try:
         return len(data) if isinstance(data, Sized) else None

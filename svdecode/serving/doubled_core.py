@@ -17,7 +17,7 @@ from vllm.sequence import IntermediateTensors
 
 from svdecode.serving.attention import PairedAttention
 from svdecode.serving.names import PREFIX
-from svdecode.serving.streams import as_pairs, as_rows, twice
+from svdecode.serving.streams import STREAMS, as_pairs, as_rows, twice
 
 _TOKENS = {"input_ids": -1, "positions": -1, "position_ids": -1, "inputs_embeds": -2}
 """The arguments of a decoder that have one entry per token, and along which dimension."""
@@ -50,7 +50,7 @@ def _core_of(model: nn.Module) -> Any:
 
 
 def _empty(make: Callable[..., IntermediateTensors], batch_size: int, dtype: Any, device: Any) -> IntermediateTensors:
-    return _each(as_pairs, make(2 * batch_size, dtype, device))
+    return _each(as_pairs, make(STREAMS * batch_size, dtype, device))
 
 
 def _each(function: Callable[[Tensor], Tensor], tensors: IntermediateTensors) -> IntermediateTensors:

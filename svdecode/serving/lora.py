@@ -23,7 +23,7 @@ from vllm.model_executor.models.utils import is_pp_missing_parameter
 from svdecode.serving import saved_adapter
 from svdecode.serving.names import PREFIX
 from svdecode.serving.saved_adapter import OTHERWISE
-from svdecode.serving.streams import ADAPTED, both
+from svdecode.serving.streams import ADAPTED, STREAMS, both
 
 _A, _B = "svdecode_a", "svdecode_b"
 
@@ -138,7 +138,7 @@ def _with_lora(cls: type) -> Any:
         def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
             """(..., 2T, I) to (..., 2T, O)."""
             y = super().apply(layer, x, bias)
-            low = functional.linear(x.reshape(-1, 2, x.shape[-1])[:, ADAPTED], getattr(layer, _A))
+            low = functional.linear(x.reshape(-1, STREAMS, x.shape[-1])[:, ADAPTED], getattr(layer, _A))
             both(y)[:, ADAPTED].addmm_(low, getattr(layer, _B).t())
             return y
 

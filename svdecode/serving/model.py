@@ -46,13 +46,12 @@ def steered_scores(pre: Tensor, ft: Tensor, mu: float | Tensor, uncut: bool, ser
         uncut: whether a strength may be 0. Such a row has the adapted model's log-probs, of all tokens.
         served: all other settings.
     """
+    if uncut and not isinstance(mu, Tensor):
+        return ft.float().log_softmax(-1)
     scores = fused_steer(pre, ft, mu, return_kl=False, **served.setting.keywords).logprobs
     if served.floor:
         scores = with_floor(scores, ft)
-    if not uncut:
-        return scores
-    adapted = ft.float().log_softmax(-1)
-    return adapted if not isinstance(mu, Tensor) else torch.where((mu == 0)[:, None], adapted, scores)
+    return torch.where((mu == 0)[:, None], ft.float().log_softmax(-1), scores) if uncut else scores
 
 
 @functools.cache
