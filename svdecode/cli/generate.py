@@ -122,9 +122,9 @@ def _check_chat(prompt: str | None, chat: bool, system: str | None) -> None:
 
 def _ends(steered: PreTrainedModel, eos: int | None, turn: list[int]) -> list[int]:
     """The tokens that end an answer: those of the generation config, of the tokenizer and of the chat template."""
-    configured = steered.generation_config.eos_token_id
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in (*found, eos, *turn) if token is not None})
+    from svdecode.decoding.generate import end_tokens
+
+    return sorted({token for token in (*end_tokens(steered), eos, *turn) if token is not None})
 
 
 def _check_length(prompt: int, new: int, model: PreTrainedModel) -> None:

@@ -63,8 +63,7 @@ def generate(
         raise ValueError(f"num_beams above 1 needs {what} here: use steered.generate() for beam sampling")
     validation.check_sampling(temperature, top_k, top_p)
     config = steered.generation_config
-    ends = config.eos_token_id if eos_token_id is None else eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = end_tokens(steered, eos_token_id)
     pad = next((token for token in (config.pad_token_id, *ends) if token is not None), 0)
     state = DecodingState(steered, input_ids, attention_mask, max_new_tokens, pad)
     stops = torch.tensor(ends, device=input_ids.device, dtype=torch.long)
@@ -116,3 +115,9 @@ def _check(input_ids: Any, attention_mask: Any, max_new_tokens: Any, num_beams: 
             raise ValueError("attention_mask is 0 at the end of a prompt: pad on the left")
     validation.check_count("max_new_tokens", max_new_tokens)
     validation.check_count("num_beams", num_beams)
+
+
+def end_tokens(steered: Any, eos_token_id: int | list[int] | None = None) -> list[int]:
+    """The tokens that end a row: those named, else those of the generation config of a model; empty where it has none."""
+    ends = steered.generation_config.eos_token_id if eos_token_id is None else eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from svdecode.common.files import write_atomically
 from svdecode.data.batches import prompt_ids
-from svdecode.decoding.generate import generate
+from svdecode.decoding.generate import end_tokens, generate
 from svdecode.explanation.page import page
 from svdecode.explanation.steps import Candidate, Step, greedy_steps, setting_of
 from svdecode.explanation.token_texts import Token, TokenTexts
@@ -174,10 +174,8 @@ def explain(
         )
     texts = TokenTexts(tokenizer)
     ids = torch.tensor([prompt], device=steered.device)
-    ends = steered.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     setting = steered.settings
-    steps = greedy_steps(steered, ids, texts, max_new_tokens, ends)
+    steps = greedy_steps(steered, ids, texts, max_new_tokens, end_tokens(steered))
     with setting_of(steered, setting._replace(mu=0.0)):
         plain = generate(steered, ids, max_new_tokens=max_new_tokens)[0, len(prompt) :].tolist()
     text = prompt_or_ids if isinstance(prompt_or_ids, str) else "" if tokenizer is None else tokenizer.decode(prompt)
