@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftModel
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from svdecode.calibration.collect import collect
 from svdecode.calibration.selection import select_settings
 from svdecode.constants import ALPHA, KL, Direction
+from svdecode.data.splits import prompt_key
 from svdecode.models.adapters import adapter_fingerprint
 from svdecode.ops import validation
 from svdecode.strength.calibration import Calibration
@@ -73,7 +75,8 @@ def calibrate(
     other = None
     if held_out is not None:
         other = collect(model, held_out, progress="held out" if progress else None, name="held_out", **settings)
-        chosen |= {"held_out": other.tokens, "held_out_data": other.sha256}
+        again = len(set(other.sequences) & set(seen.sequences))
+        chosen |= {"held_out": other.tokens, "held_out_data": other.sha256, "seen_again": again}
     return Calibration.from_tokens(
         seen.tokens,
         estimator=estimator,
@@ -81,6 +84,15 @@ def calibrate(
         direction=direction,
         adapter=adapter_fingerprint(model),
         data=seen.sha256,
+        prompts=_prompt_keys(data),
         seed=seed,
         **chosen,
     )
+
+
+def _prompt_keys(data: object) -> list[str]:
+    """Names of the prompts of texts that can be read again; none of batches and of streams."""
+    if not isinstance(data, Sequence) and not hasattr(data, "column_names"):
+        return []
+    rows = [row for row in data if isinstance(row, Mapping) and isinstance(row.get("prompt"), str)]
+    return sorted({prompt_key(row) for row in rows})

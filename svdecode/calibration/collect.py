@@ -33,6 +33,8 @@ class Collected(NamedTuple):
     tokens: TokenStatistics
     sha256: str
     """Of the token ids and labels of each sequence, in order; independent of batch size, padding and processes."""
+    sequences: list[bytes]
+    """SHA-256 of each sequence, in order."""
 
 
 def collect_tokens(
@@ -116,8 +118,9 @@ def _joined(parts: list[tuple[TokenStatistics, bytes]], seen: int, name: str, ma
     if broken:
         raise ValueError(f"the models' logits are NaN or infinite at {broken} of {expected} gold tokens of {name}")
     numbered = sorted(pair for _, digests in parts for pair in digests)
-    digest = hashlib.sha256(b"".join(digest for _, digest in numbered)).hexdigest()
-    return Collected(tokens.select(tokens.sequence.argsort(stable=True)), digest)
+    names = [digest for _, digest in numbered]
+    digest = hashlib.sha256(b"".join(names)).hexdigest()
+    return Collected(tokens.select(tokens.sequence.argsort(stable=True)), digest, names)
 
 
 def _collective_device() -> torch.device:

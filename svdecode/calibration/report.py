@@ -7,8 +7,9 @@ from pathlib import Path
 
 from svdecode.common.files import write_atomically
 from svdecode.common.tables import bounds, markdown_table
-from svdecode.strength.calibration import HOW_JUDGED, Calibration
+from svdecode.strength.calibration import Calibration
 from svdecode.strength.token_statistics import FIXED_BYTES, KEPT_BYTES
+from svdecode.strength.verdict import HOW_JUDGED
 
 REPORT_NAME = "svdecode-calibration.md"
 FIGURE_NAME = "svdecode-calibration.png"
@@ -25,6 +26,7 @@ def markdown(calibration: Calibration, figure: str | None = None) -> str:
         "",
         c.verdict(),
         "",
+        *(f"Caution: {one['text']}\n" for one in c.cautions),
         *([f"![NLL over mu, estimates, mu* of single tokens]({figure})", ""] if figure else []),
         "## Estimates",
         "",

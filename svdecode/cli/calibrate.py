@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -161,7 +162,10 @@ def _show(found: Calibration, as_json: bool) -> None:
     ]
     title = f"NLL at 0: {found.curve([0.0]).item():.4f}"
     print_table(title, ["estimator", "mu", "95% interval", "NLL at mu"], rows, words=("estimator",))
-    print(found.verdict(), flush=True)
+    print(found.verdict())
+    for caution in found.cautions:
+        print(f"Caution: {caution['text']}")
+    sys.stdout.flush()
 
 
 def _save(found: Calibration, adapter: Path, figure: Path | None, as_json: bool) -> None:

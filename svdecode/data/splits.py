@@ -31,13 +31,14 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _prompt_key(example: Mapping[str, str]) -> str:
+def prompt_key(example: Mapping[str, str]) -> str:
+    """A hash of an example's prompt; case and white space do not count."""
     return _sha256(" ".join(texts_of(example)[0].split()).casefold())[:_DIGITS]
 
 
 def example_hash(example: Mapping[str, str]) -> str:
     """Names an example: a hash of its prompt (case and white space folded), a dash, a hash of both texts as they are."""
-    return f"{_prompt_key(example)}-{_sha256(json.dumps(texts_of(example)))[:_DIGITS]}"
+    return f"{prompt_key(example)}-{_sha256(json.dumps(texts_of(example)))[:_DIGITS]}"
 
 
 def data_hash(examples: Sequence[Mapping[str, str]]) -> str:
@@ -82,7 +83,7 @@ class Splits:
         fractions = check_fractions(fractions)
         groups: dict[str, list[str]] = {}
         for example in examples:
-            groups.setdefault(_prompt_key(example), []).append(example_hash(example))
+            groups.setdefault(prompt_key(example), []).append(example_hash(example))
         parts: dict[str, list[str]] = {name: [] for name in NAMES}
         edges = [sum(fractions[: i + 1]) * len(examples) for i in range(len(NAMES))]
         wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
@@ -175,7 +176,7 @@ class Splits:
     def seen_in_training(self, examples: Sequence[Mapping[str, str]]) -> int:
         """How many of these examples, of any data set, have a prompt that was trained on."""
         trained = self._prompts("train")
-        return sum(_prompt_key(example) in trained for example in examples)
+        return sum(prompt_key(example) in trained for example in examples)
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:

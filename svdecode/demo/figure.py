@@ -50,7 +50,7 @@ def plot_demo(report: dict, calibration: Calibration, path: str | Path) -> None:
     right.set_xlim(left=-0.04 * right.get_xlim()[1])  # a point at 0 is seen whole
     right.set_xlabel("share of test questions answered exactly right")
     change = report["exact_match_difference"]
-    ends = ", ".join(f"{100 * end:+.1f}" for end in change["interval"])
+    ends = ", ".join(f"{100 * end:+.1f}" for end in change["interval"] or ()) or "no interval"
     points = f"{100 * change['difference']:+.1f} points [{ends}]"
     right.set_title(f"Does it answer better than the warm start?\n{points}", fontsize=10)
     figure.suptitle(f"SVDecode on {report['model']}, {report['examples']['test']} test questions", fontsize=12)

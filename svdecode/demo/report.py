@@ -23,7 +23,8 @@ def meaning(report: dict) -> str:
         "better": "it answers more of them exactly right",
         "worse": "it answers fewer of them exactly right",
     }.get(match["verdict"], "no difference is shown in how many answers are exactly right")
-    points = {"difference": 100 * match["difference"], "interval": [100 * end for end in match["interval"]]}
+    ends = None if match["interval"] is None else [100 * end for end in match["interval"]]
+    points = {"difference": 100 * match["difference"], "interval": ends}
     return (
         f"On {report['examples']['test']} test questions: {first} "
         f"(NLL {with_interval(nll, 'difference', sign='+')} nats per kept token); {second} "

@@ -7,9 +7,12 @@ from torch import Tensor
 from svdecode.common.intervals import bootstrap_interval, mcnemar, resamples, wilson
 from svdecode.evaluation.tasks.base import Metric
 
+NOT_KNOWN = "not known"
+"""The verdict on a difference without an interval."""
+
 
 def summary(metric: Metric, values: Tensor, weights: Tensor, seed: int = 0) -> dict[str, object]:
-    """Mean and 95% interval of one system's values.
+    """Mean and 95% interval of one system's values; no interval (None) from one value that is not right or wrong.
 
     Args:
         metric: binary ones get Wilson's interval, others the bootstrap.
@@ -19,18 +22,19 @@ def summary(metric: Metric, values: Tensor, weights: Tensor, seed: int = 0) -> d
     """
     successes = round(values.sum().item())
     interval = wilson(successes, len(values)) if metric.binary else _mean_interval(values, weights, seed)
-    return {"mean": _mean(values, weights), "interval": list(interval), "questions": len(values)}
+    interval = None if interval is None else list(interval)
+    return {"mean": _mean(values, weights), "interval": interval, "questions": len(values)}
 
 
 def difference(metric: Metric, values: Tensor, baseline: Tensor, weights: Tensor, seed: int = 0) -> dict[str, object]:
     """Paired difference to the baseline with a bootstrap interval, McNemar's p for right or wrong, and a verdict in words."""
     changes = values - baseline
-    low, high = _mean_interval(changes, weights, seed)
+    ends = _mean_interval(changes, weights, seed)
     found = {
         "difference": _mean(changes, weights),
-        "interval": [low, high],
+        "interval": None if ends is None else list(ends),
         "questions": len(values),
-        "verdict": verdict(metric, low, high),
+        "verdict": NOT_KNOWN if ends is None else verdict(metric, *ends),
     }
     if metric.binary:
         found["mcnemar_p"] = mcnemar(values > 0.5, baseline > 0.5)
@@ -48,7 +52,9 @@ def _mean(values: Tensor, weights: Tensor) -> float:
     return ((values * weights).sum() / weights.sum()).item()
 
 
-def _mean_interval(values: Tensor, weights: Tensor, seed: int) -> tuple[float, float]:
+def _mean_interval(values: Tensor, weights: Tensor, seed: int) -> tuple[float, float] | None:
+    if len(values) < 2:
+        return None
     if bool((weights == weights[0]).all()):
         return bootstrap_interval(values, seed)
     # A weighted mean is a ratio of two sums: both vary with the questions drawn.

@@ -61,7 +61,7 @@ def draw_values(axes: Axes, names: Sequence[str], found: dict[str, dict]) -> Non
     """Each system's value with its 95% interval, one below the other; found: system -> {"mean", "interval"}."""
     for row, name in enumerate(names):
         if name in found:
-            low, high = found[name]["interval"]
+            low, high = _ends(found[name], "mean")
             axes.plot([low, high], [row, row], color=_colour(name), linewidth=2)
             axes.plot(found[name]["mean"], row, _marker(name), color=_colour(name), markersize=6)
     axes.grid(axis="x", alpha=0.25)
@@ -83,10 +83,10 @@ def draw_differences(axes: Axes, names: Sequence[str], found: dict[str, dict], v
             if name in values:
                 axes.plot(0.0, row, marker, color=colour, markersize=6)
             continue
-        difference, (start, end) = found[name]["difference"], found[name]["interval"]
+        difference, (start, end) = found[name]["difference"], _ends(found[name], "difference")
         if end >= low and start <= high:
             axes.plot([max(start, low), min(end, high)], [row, row], color=colour, linewidth=2)
-        face = "white" if start <= 0 <= end else colour
+        face = "white" if start <= 0 <= end or found[name]["interval"] is None else colour
         for edge, arrow, out in ((low, "<", start < low), (high, ">", end > high)):
             if out:
                 axes.plot(edge, row, arrow, color=colour, markerfacecolor=face, markersize=7, clip_on=False, zorder=3)
@@ -143,8 +143,8 @@ def draw_change_over_steps(axes: Axes, rows: list[dict], key: str, label: str) -
         if not found:
             continue
         difference = found["difference"]
-        low, high = found["interval"] or (difference, difference)
-        face = "white" if low <= 0 <= high else ORANGE
+        low, high = _ends(found, "difference")
+        face = "white" if low <= 0 <= high or found["interval"] is None else ORANGE
         axes.plot([place, place], [low, high], color=ORANGE, linewidth=2, marker="_", markersize=8)
         axes.plot(place, difference, "o", color=ORANGE, markerfacecolor=face, markersize=7, zorder=3)
         ends += [low, high]
@@ -168,11 +168,18 @@ def draw_change_over_steps(axes: Axes, rows: list[dict], key: str, label: str) -
     axes.grid(axis="y", alpha=0.25)
 
 
+def _ends(found: dict, name: str) -> tuple[float, float]:
+    """The interval, or the value twice where there is none."""
+    low, high = found["interval"] or (found[name], found[name])
+    return low, high
+
+
 def _view(rows: Sequence[dict]) -> tuple[float, float]:
     """From where to where the differences are drawn: all but the outliers, with 0, and no less than SMALLEST_REACH."""
-    reaches = [max(map(abs, row["interval"])) for row in rows]
+    intervals = [_ends(row, "difference") for row in rows]
+    reaches = [max(map(abs, ends)) for ends in intervals]
     limit = max(_OUTLIER * statistics.median_low(reaches or [0.0]), SMALLEST_REACH)
-    ends = [end for row, reach in zip(rows, reaches, strict=True) if reach <= limit for end in row["interval"]]
+    ends = [end for found, reach in zip(intervals, reaches, strict=True) if reach <= limit for end in found]
     low, high = min([*ends, -SMALLEST_REACH]), max([*ends, SMALLEST_REACH])
     margin = 0.06 * (high - low)
     return low - margin, high + margin

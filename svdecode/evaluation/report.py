@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from svdecode.common.tables import markdown_table, with_interval
-from svdecode.evaluation.comparison import difference, summary
+from svdecode.evaluation.comparison import NOT_KNOWN, difference, summary
 from svdecode.evaluation.tasks.base import Metric, Task
 
 SAME_ANSWER = 0.9
@@ -34,6 +34,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     usual_answers: dict[str, dict[str, object]] = field(default_factory=dict)
     """The answer that each system gives most often, {"answer", "share"}: a label given to all questions is no knowledge."""
+    cautions: list[dict[str, str]] = field(default_factory=list)
+    """What the strength or the data cannot show, {"code", "text"} each: see `svdecode.strength.cautions`."""
     unjudged: dict[str, int] = field(default_factory=dict)
     """Answers of each system that got no verdict."""
     seconds: float = 0.0
@@ -86,6 +88,8 @@ class Report:
                 names = [name for name, row in ours.items() if row["verdict"] == word]
                 if names:
                     found.append(f"{', '.join(names)} {text} {metric} against {self.baseline} beyond noise.")
+            if any(row["verdict"] == NOT_KNOWN for row in ours.values()):
+                found.append(f"{metric}: whether steering helps is not known: one question gives no interval.")
             silent = [name for name, row in ours.items() if row["verdict"] == "no gain is shown"]
             if silent:
                 which = "every SVDecode strength" if len(silent) == len(ours) else ", ".join(silent)
@@ -102,7 +106,7 @@ class Report:
         for name, count in self.unjudged.items():
             if count:
                 found.append(f"{name}: {count} of {self.questions} answers are unjudged and left out of its figures.")
-        return [*found, *self.notes]
+        return [*found, *(f"Caution: {one['text']}" for one in self.cautions), *self.notes]
 
 
 def summarise(

@@ -11,7 +11,9 @@ from pathlib import Path
 from svdecode.common import distributed
 from svdecode.common.files import to_json, write_atomically
 from svdecode.data.conversations import TURNS, Row
+from svdecode.data.examples import examples_of
 from svdecode.data.sources import read_rows
+from svdecode.data.splits import prompt_key
 from svdecode.evaluation.figures import plot_report
 from svdecode.evaluation.generation import DECODINGS
 from svdecode.evaluation.items import check_length, chunks, encode_items, positions, window
@@ -27,7 +29,8 @@ from svdecode.evaluation.verdicts import judge_records, read_verdicts
 from svdecode.models.adapters import adapter_fingerprint, causal_lm_of
 from svdecode.ops import validation
 from svdecode.ops.setting import Setting
-from svdecode.strength.calibration import Calibration
+from svdecode.strength.calibration import Calibration, saved_calibration
+from svdecode.strength.cautions import about_judges, about_strength, few
 
 
 def evaluate(
@@ -134,6 +137,7 @@ def evaluate(
         unjudged = judge_records(found, references, judge=judge, known=known, path=kept, progress=progress)
     baselines = baselines_of(names)
     results, comparisons = summarise(chosen, found, list(names), baselines, seed)
+    cautions = _cautions(model, mu, rows, systems, len(items))
     report = Report(
         task=task,
         model=label,
@@ -144,6 +148,7 @@ def evaluate(
         baseline=common_name(baselines),
         notes=_notes(chosen, rows, shots, judge, known, names),
         usual_answers=usual_answers(found, list(names)),
+        cautions=cautions,
         unjudged=unjudged,
         seconds=round(time.perf_counter() - start, 2),
         tokens=tokens,
@@ -164,6 +169,21 @@ def save_report(report: Report, folder: str | Path) -> None:
     write_atomically(folder / "results.json", to_json(report.to_dict(), indent=2).encode())
     write_atomically(folder / "results.md", report.markdown().encode())
     plot_report(report, folder / "results.png")
+
+
+def _cautions(model: object, mu: object, rows: list[dict], systems: list[System], count: int) -> list[dict[str, str]]:
+    """Those of the calibration, of few questions, and of questions that chose the strength."""
+    if len(systems) < 2:
+        return []
+    found = few(count, "questions")
+    fingerprint = adapter_fingerprint(model)
+    calibration = saved_calibration(fingerprint) if mu is None else mu
+    if isinstance(calibration, Calibration):
+        found += about_strength(calibration)
+        examples = examples_of(rows) or []
+        keys = [prompt_key(example) for example in examples]
+        found += about_judges(sum(key in calibration.prompts for key in keys), len(keys), "questions")
+    return found
 
 
 def _described(system: System) -> dict[str, object]:

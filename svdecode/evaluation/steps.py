@@ -14,7 +14,7 @@ from svdecode.constants import ALPHA, KL
 from svdecode.data.batches import collate, pad_token_id, with_prompt
 from svdecode.data.benchmarks import TRAIN
 from svdecode.data.sources import read_rows
-from svdecode.evaluation.comparison import verdict
+from svdecode.evaluation.comparison import NOT_KNOWN, verdict
 from svdecode.evaluation.figures import plot_steps
 from svdecode.evaluation.items import gold_rows, window
 from svdecode.evaluation.run import evaluate
@@ -218,7 +218,7 @@ def held_out_change(calibration: Calibration) -> dict[str, object]:
         "nll_difference": {
             "difference": -found["gain"],
             "interval": ends,
-            "verdict": verdict(NLL, *(ends or (0.0, 0.0))),
+            "verdict": NOT_KNOWN if ends is None else verdict(NLL, *ends),
         },
     }
 

@@ -16,15 +16,19 @@ from svdecode.constants import DIRECTIONS, PENALTY, Direction
 from svdecode.ops.setting import Setting
 from svdecode.strength import storage
 from svdecode.strength.bootstrap import bootstrap_estimates, cross_fitted_gain, gain, interval
+from svdecode.strength.cautions import about_judges, about_strength, few
 from svdecode.strength.estimators import ESTIMATORS
 from svdecode.strength.figure import plot_calibration
 from svdecode.strength.storage import FILE_NAME, TOKENS_NAME
 from svdecode.strength.token_statistics import TokenStatistics
+from svdecode.strength.verdict import verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MOST_SAVED = 2**22
+"""Kept tokens in a file of statistics: 32 MB."""
 SELECTED = "selected"
 """The name among the estimates of a strength that was chosen by a task's metric."""
 
@@ -32,13 +36,6 @@ SELECTED = "selected"
 # that an adapter came from, so "beside the adapter" is found through the adapter's weights.
 _SAVED: dict[str, Calibration] = {}
 _PARTS = ("tokens", "held_out_tokens")
-
-HOW_JUDGED = {
-    "calibration": "on the calibration data, which chose mu and so flatters it",
-    "held_out": "on held-out data",
-    "cross_fitted": "by cross-fitting (each half of the data at the strength of the other half)",
-}
-"""What the kinds of gains mean."""
 
 
 @dataclass(repr=False)
@@ -77,6 +74,10 @@ class Calibration:
     data: str | None = None
     """SHA-256 of the token ids and labels."""
     held_out_data: str | None = None
+    prompts: list[str] = field(default_factory=list)
+    """`svdecode.data.splits.prompt_key` of each calibration text, by which data that judge mu are known again."""
+    cautions: list[dict[str, str]] = field(default_factory=list)
+    """What the strength cannot show, {"code", "text"} each: see `svdecode.strength.cautions`."""
     penalty: float | None = None
     """The penalty that was selected with `mu`; None where any will do."""
     selection: dict | None = None
@@ -96,6 +97,7 @@ class Calibration:
         adapter: str | None = None,
         held_out: TokenStatistics | None = None,
         selected: float | None = None,
+        seen_again: int = 0,
         seed: int = 0,
         **more: Any,
     ) -> Calibration:
@@ -109,6 +111,7 @@ class Calibration:
             adapter: see `alpha`.
             held_out: tokens of data that took no part in the choice; None measures the gain by cross-fitting.
             selected: a strength that a metric chose.
+            seen_again: how many of the held-out sequences are calibration data too.
             seed: of the bootstrap and the halves.
             more: other fields.
         """
@@ -133,7 +136,7 @@ class Calibration:
             gains |= {} if crossed is None else {"cross_fitted": crossed}
         levels = torch.tensor(QUANTILES, dtype=torch.float64)
         quantiles = torch.quantile(tokens.mu_star.double(), levels).tolist()
-        return cls(
+        found = cls(
             mu=mu,
             estimator=estimator,
             estimates=estimates,
@@ -153,6 +156,13 @@ class Calibration:
             held_out_tokens=held_out,
             **more,
         )
+        judges = 0 if held_out is None else len(held_out.sequence.unique())
+        found.cautions = [
+            *about_strength(found),
+            *few(num_sequences, "sequences"),
+            *about_judges(seen_again, judges, "held-out sequences"),
+        ]
+        return found
 
     def curve(self, mus: Iterable[float], *, held_out: bool = False) -> Tensor:
         """(M,) float64: mean NLL of the covered gold tokens at each strength, of the calibration or the held-out data."""
@@ -230,31 +240,18 @@ class Calibration:
 
     def verdict(self) -> str:
         """One sentence: whether a gain is shown, on data that did not choose the setting, and how large it is."""
-        if self.selection is not None and self.gains.get("held_out") is None:
-            found, unit = self.selection["cross_fitted"], f"of {self.selection['metric']}"
-            how = "by cross-fitting (each half of the data at the setting that is best on the other half)"
-        else:
-            which = "held_out" if "held_out" in self.gains else "cross_fitted"
-            found, unit, how = self.gains.get(which), "nats per token", HOW_JUDGED[which]
-        if found is None or found["interval"] is None:
-            return (
-                "Whether steering helps is not known: there are too few sequences for an interval; pass held-out data."
-            )
-        low, high = found["interval"]
-        measured = f"{how}, {found['gain']:+.4f} {unit}, 95% interval [{low:+.4f}, {high:+.4f}]"
-        if low > 0:
-            return f"A gain is shown {measured}."
-        if high < 0:
-            return f"Steering makes it worse {measured}."
-        return f"No gain is shown {measured}, which contains 0."
+        return verdict_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but the tokens, fit for JSON (`svdecode.common.files.plain`)."""
         return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically."""
-        parts = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
+        """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically.
+
+        Of more than `MOST_SAVED` kept tokens the statistics of a random part of the sequences are saved.
+        """
+        parts = {part: found.at_most(MOST_SAVED) for part in _PARTS if (found := getattr(self, part)) is not None}
         storage.save(Path(folder), self.to_dict(), parts)
         self._remember()
 

@@ -26,6 +26,8 @@ _ESTIMATE_COLOURS = {
 _DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 4)))
 _POINTS = 81
 _RUNAWAY = 50.0
+_MOST_KEPT = 2**19
+"""Kept tokens of which a curve is drawn: 6 s for its points and its band, on one core."""
 
 
 def plot_calibration(calibration: Calibration, path: str | Path | None = None) -> Figure:
@@ -89,9 +91,11 @@ def draw_change(axes: Axes, calibration: Calibration, low: float, high: float) -
     for name, (tokens, colour, dashes) in parts.items():
         if tokens is None:
             continue
+        label_of = f"{name}: {len(tokens)} tokens, coverage {tokens.coverage:.2f}"
+        tokens = tokens.at_most(_MOST_KEPT)
         at_zero = tokens.derivatives(0.0)[0]
         change = [tokens.derivatives(mu)[0] - at_zero for mu in mus]
-        label = f"{name}: {len(tokens)} tokens, NLL at 0 {at_zero:.3f}, coverage {tokens.coverage:.2f}"
+        label = f"{label_of}, NLL at 0 {at_zero:.3f}"
         axes.plot(mus, change, color=colour, linestyle=dashes, linewidth=2, label=label)
         if int(tokens.sequence.min()) >= 0:  # files of schema 1 do not know the sequences
             low_band, high_band = curve_band(tokens, mus).tolist()

@@ -6,7 +6,6 @@ vocabulary and the model.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -66,6 +65,22 @@ class TokenStatistics:
             offsets=offsets,
         )
 
+    def at_most(self, kept: int) -> TokenStatistics:
+        """Sequences, drawn at random (always the same), with at most so many kept tokens together; one at least, or all.
+
+        A model that knows nothing keeps nearly its whole vocabulary: files and figures of it need a bound.
+        """
+        if len(self.logprobs) <= kept:
+            return self
+        names, index = self.sequence.unique(return_inverse=True)
+        sizes = torch.zeros(len(names), dtype=torch.int64).index_add_(0, index, self.counts())
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
+        fits = sizes[order].cumsum(0) <= kept
+        fits[0] = True
+        chosen = torch.zeros(len(names), dtype=torch.bool)
+        chosen[order[fits]] = True
+        return self.select(chosen[index])
+
     @property
     def covered(self) -> Tensor:
         """(N,) bool: gold tokens inside the kept set."""
@@ -104,15 +119,15 @@ class TokenStatistics:
 
         With q the steered distribution on the kept set: log-sum-exp minus the gold logit, E_q[delta] - delta_y, Var_q[delta].
         """
-        covered = self.covered
-        row = torch.repeat_interleave(torch.arange(len(self)), self.counts())
+        covered, counts = self.covered, self.counts()
+        row = torch.repeat_interleave(torch.arange(len(self)), counts)
         deltas = self.deltas.double()
         steered = self.logprobs.double() + mu * deltas
 
         def total(values: Tensor) -> Tensor:
-            return values.new_zeros(len(self)).index_add_(0, row, values)
+            return torch.segment_reduce(values, "sum", lengths=counts)
 
-        top = steered.new_full((len(self),), -math.inf).scatter_reduce_(0, row, steered, "amax")
+        top = torch.segment_reduce(steered, "max", lengths=counts)
         weights = (steered - top[row]).exp()
         mass = total(weights)
         weights = weights / mass[row]
