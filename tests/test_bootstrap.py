@@ -2,53 +2,95 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from svdecode.calibration.report import markdown, write_report
 from svdecode.common.intervals import resamples
 from svdecode.strength import bootstrap
 from svdecode.strength.calibration import Calibration
-from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, exact
-from svdecode.strength.token_statistics import FIXED_BYTES, KEPT_BYTES, TokenStatistics
+from svdecode.strength.estimators import ESTIMATORS, exact
+from svdecode.strength.family import MAX_STRENGTH
+from svdecode.strength.nll_curve import NLLCurve
+from svdecode.strength.token_statistics import TOKEN_BYTES, GoldTokens, TokenStatistics
+
+GRID = torch.cat(
+    [
+        torch.tensor([-MAX_STRENGTH, -100.0, -30.0], dtype=torch.float64),
+        torch.linspace(-10, 0, 61, dtype=torch.float64),
+        torch.linspace(0, 10, 61, dtype=torch.float64),
+        torch.tensor([30.0, 100.0, MAX_STRENGTH], dtype=torch.float64),
+    ]
+)
+
+
+def statistics_of(scores: Tensor, deltas: Tensor, gold: Tensor, sequence: Tensor, **values: Tensor) -> TokenStatistics:
+    """Of kept sets (N, W), -inf where a row has fewer, with gold tokens (N,), -1 where it is not kept, by the formulas."""
+    kept, place = gold >= 0, gold.clamp(min=0)[:, None]
+    there = scores > -math.inf
+    relative = torch.where(there, deltas - deltas.gather(1, place), 0.0).double()
+    steered = (scores - scores.gather(1, place)).double()[:, None] + GRID[None, :, None] * relative[:, None]
+    weights = steered.softmax(-1)
+    slope = (weights * relative[:, None]).sum(-1)
+    curvature = (weights * (relative[:, None] - slope[..., None]).square()).sum(-1)
+    found = torch.stack([steered.logsumexp(-1), slope, curvature], -1)
+    ends = torch.stack(
+        [relative.masked_fill(~there, math.inf).amin(1), relative.masked_fill(~there, -math.inf).amax(1)], 1
+    )
+    index = sequence.unique(return_inverse=True)[1]
+
+    def summed(part: Tensor) -> Tensor:
+        return part.new_zeros(int(index.max()) + 1, *part.shape[1:]).index_add_(0, index, part)
+
+    found, ends = found.masked_fill(~kept[:, None, None], 0.0), ends.masked_fill(~kept[:, None], 0.0)
+    curve = NLLCurve(GRID, summed(found), summed(ends), summed(kept.long()), summed(torch.ones_like(gold)))
+    values = {
+        "moments": torch.ones(len(gold), 3),
+        "mu_star": torch.ones(len(gold)),
+        "kl": torch.ones(len(gold)),
+        **values,
+    }
+    return TokenStatistics(GoldTokens(**values, num_kept=there.sum(1).int(), kept=kept, sequence=sequence.int()), curve)
 
 
 def synthetic(
-    sequences: int, length: int = 4, *, best: float = 1.0, spread: float = 0.5, seed: int = 0
+    sequences: int, length: int = 4, *, best: float = 1.0, spread: float = 0.5, seed: int = 0, always: int = 0
 ) -> TokenStatistics:
     """Tokens of sequences whose gold tokens are drawn from the distribution steered with `best`; one in six is not kept.
 
-    Tokens of one sequence share the sign of what their deltas miss: a bootstrap of tokens would be too sure.
+    Tokens of one sequence share the sign of what their deltas miss: a bootstrap of tokens would be too sure. `always` 1 or -1:
+    the gold token has the largest or the least delta.
     """
     draw = torch.Generator().manual_seed(seed)
     total = sequences * length
     counts = torch.randint(1, 8, (total,), generator=draw)
-    offsets = counts.cumsum(0) - counts
-    row = torch.repeat_interleave(torch.arange(total), counts)
     sequence = torch.arange(total) // length
-    scores, deltas = (torch.randn(len(row), generator=draw) for _ in range(2))
-    logprobs = scores - torch.zeros(total).index_add_(0, row, scores.exp()).log()[row]
+    scores, deltas = (torch.randn(total, 7, generator=draw) for _ in range(2))
+    scores = scores.masked_fill(torch.arange(7) >= counts[:, None], -math.inf).log_softmax(-1)
     own = best + torch.randn(sequences, generator=draw)[sequence]
-    noise = -torch.rand(len(row), generator=draw).log().neg().log()
-    steered = logprobs + own[row] * spread * deltas + noise
-    top = torch.full((total,), -math.inf).scatter_reduce_(0, row, steered, "amax")
-    gold = torch.where(torch.arange(total) % 6 == 5, -1, (steered >= top[row]).nonzero().squeeze(-1))
+    noise = -torch.rand(total, 7, generator=draw).log().neg().log()
+    gold = (scores + own[:, None] * spread * deltas + noise).argmax(1)
+    gold = torch.where(torch.arange(total) % 6 == 5, -1, gold)
+    if always:
+        gold = (always * deltas).masked_fill(scores == -math.inf, -math.inf).argmax(1)
     moments = torch.randn(total, 3, generator=draw)
     moments[:, 1:] = moments[:, 1:].abs()
-    return TokenStatistics(
-        moments=moments,
-        mu_star=moments[:, 0] / moments[:, 1],
-        kl=torch.rand(total, generator=draw),
-        num_kept=counts.int(),
-        logprobs=logprobs,
-        deltas=spread * deltas,
-        gold=gold,
-        offsets=offsets,
-        sequence=sequence.int() * 3,  # numbers with gaps: some examples have no gold token
-    )
+    return statistics_of(
+        scores, (3 if always else spread) * deltas, gold, sequence * 3,  # numbers with gaps: some have no gold token
+        moments=moments, mu_star=moments[:, 0] / moments[:, 1], kl=torch.rand(total, generator=draw),
+    )  # fmt: skip
+
+
+def drawn(tokens: TokenStatistics, chosen: list[int]) -> TokenStatistics:
+    """The sequences of those indices, each as often as it stands there."""
+    index = tokens.sequence_index()
+    rows = [(index == i).nonzero().squeeze(1) for i in chosen]
+    gold = tokens.gold.select(torch.cat(rows))
+    gold.sequence = torch.cat([torch.full((len(row),), number) for number, row in enumerate(rows)]).int()
+    return TokenStatistics(gold, tokens.curve.select(torch.tensor(chosen)))
 
 
 def calibration(tokens: TokenStatistics, **more: object) -> Calibration:
@@ -60,11 +102,12 @@ def test_draws_equal_the_estimators_on_resampled_sequences(sequences, length):
     tokens = synthetic(sequences, length)
     draws = bootstrap.bootstrap_estimates(tokens, seed=7, number=40)
     for index, chosen in enumerate(resamples(sequences, 7, 40).tolist()):
-        rows = torch.cat([torch.arange(length) + length * i for i in chosen])
-        again = tokens.select(rows)
+        again = drawn(tokens, chosen)
         for name, function in ESTIMATORS.items():
-            expected = function(again) if again.covered.any() or name != "exact" else math.nan
-            assert draws[name][index].item() == pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True), (name, index)
+            assert draws[name][index].item() == pytest.approx(function(again), rel=1e-5, abs=1e-6, nan_ok=True), (
+                name,
+                index,
+            )
 
 
 def test_blocks_of_draws_do_not_change_sums(monkeypatch):
@@ -86,27 +129,22 @@ def test_intervals_hold_what_they_say():
 
 
 def test_sequences_and_not_tokens_are_resampled():
-    one, doubled = synthetic(40), synthetic(40)
-    copies = torch.arange(len(one)).repeat_interleave(9)  # each answer nine times over: no more is known
+    """Each answer nine times over tells no more; nine times as many answers do."""
+    one = synthetic(40)
     low, high = bootstrap.interval(bootstrap.bootstrap_estimates(one)["exact"])
-    again = bootstrap.interval(bootstrap.bootstrap_estimates(doubled.select(copies))["exact"])
-    assert again == pytest.approx((low, high), rel=1e-3)
-    as_tokens = dataclasses.replace(doubled.select(copies), sequence=torch.arange(len(copies)).int())
-    wrong = bootstrap.interval(bootstrap.bootstrap_estimates(as_tokens)["exact"])
-    assert wrong[1] - wrong[0] < 0.6 * (high - low)
+    longer = NLLCurve(GRID, 9 * one.curve.sums, 9 * one.curve.ends, 9 * one.curve.scored, 9 * one.curve.gold)
+    again = bootstrap.interval(bootstrap.minima_draws(longer))
+    assert again == pytest.approx((low, high), rel=1e-6)
+    more = bootstrap.interval(bootstrap.minima_draws(one.curve.select(torch.arange(40).repeat(9))))
+    assert more[1] - more[0] < 0.6 * (high - low)
 
 
 def test_no_minimum_is_the_largest_strength():
-    tokens = synthetic(30)
-    largest = torch.full((len(tokens),), -math.inf)
-    row = torch.repeat_interleave(torch.arange(len(tokens)), tokens.counts())
-    largest.scatter_reduce_(0, row, tokens.deltas, "amax")
-    best = (tokens.deltas == largest[row]).nonzero().squeeze(-1)
-    always = dataclasses.replace(tokens, gold=best, deltas=3 * tokens.deltas)  # slopes underflow long before mu = 1000
+    always = synthetic(30, always=1)  # slopes underflow long before mu = 1000
     assert exact(always) == MAX_STRENGTH
     assert bootstrap.bootstrap_estimates(always, number=20)["exact"].tolist() == [MAX_STRENGTH] * 20
-    assert exact(dataclasses.replace(always, deltas=-always.deltas)) == -MAX_STRENGTH
-    assert exact(dataclasses.replace(always, deltas=torch.ones_like(always.deltas))) == 0.0
+    assert exact(synthetic(30, always=-1)) == -MAX_STRENGTH
+    assert exact(synthetic(30, spread=0.0)) == 0.0
 
 
 def test_gains_and_verdicts():
@@ -136,12 +174,12 @@ def test_gains_and_verdicts():
 def test_cross_fitting_never_judges_a_token_by_its_own_strength():
     tokens = synthetic(40)
     found = bootstrap.cross_fitted_gain(tokens, "exact", seed=3)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    halves = [torch.isin(tokens.sequence // 3, half) for half in (order[:20], order[20:])]
-    assert found["mus"] == [exact(tokens.select(half)) for half in halves]
-    gains = [tokens.select(halves[1 - i]) for i in (0, 1)]
-    total = sum((part.nll(0.0) - part.nll(mu)).sum() for part, mu in zip(gains, found["mus"], strict=True))
-    assert found["gain"] == pytest.approx(total.item() / int(tokens.covered.sum()))
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).tolist()
+    first, second = (drawn(tokens, half) for half in (order[:20], order[20:]))
+    assert found["mus"] == pytest.approx([exact(first), exact(second)])
+    judged = ((second, found["mus"][0]), (first, found["mus"][1]))
+    total = sum((part.curve.at(0.0) - part.curve.at(mu)).sum().item() for part, mu in judged)
+    assert found["gain"] == pytest.approx(total / int(tokens.curve.scored.sum()))
 
 
 def test_report_and_figure(tmp_path):
@@ -162,5 +200,6 @@ def test_report_and_figure(tmp_path):
 
 def test_bytes_are_as_stated():
     tokens = synthetic(50)
-    assert tokens.bytes == FIXED_BYTES * len(tokens) + KEPT_BYTES * len(tokens.logprobs)
+    curve = 24 * len(GRID) + 16 + 16  # sums, ends, counts of each sequence
+    assert tokens.bytes == TOKEN_BYTES * len(tokens) + curve * 50 + 8 * len(GRID)
     assert calibration(tokens).bytes_per_token == tokens.bytes / len(tokens)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rows import kept_labels, model_rows
+from planted_logits import statistics
+from rows import model_rows
 from tiny import batches, left_padded, tiny_llama, tiny_lora, two_model_logits
 
 import svdecode
 from svdecode.models.adapters import adapter_fingerprint
-from svdecode.strength.estimators import ESTIMATORS, MAX_STRENGTH, TokenStatistics
+from svdecode.strength.estimators import ESTIMATORS
+from svdecode.strength.family import MAX_STRENGTH, Family
 
 ALPHA = 0.05
 
@@ -61,27 +63,9 @@ def test_calibrate_equals_the_definitions(lora, direction):
 
     grid = torch.linspace(cal.estimates["exact"] - 2, cal.estimates["exact"] + 2, 401, dtype=torch.float64)
     nll = svdecode.steered_nll(pre.double(), ft.double(), labels, grid, **settings)[covered.squeeze(-1)].mean(0)
-    torch.testing.assert_close(cal.curve(grid), nll, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cal.curve(grid), nll, rtol=1e-3, atol=1e-4)  # interpolated
     assert grid[nll.argmin()].item() == pytest.approx(cal.estimates["exact"], abs=0.011)
     assert cal.mu == cal.estimates["exact"]
-
-
-def statistics(pre, ft, labels, alpha=0.1):
-    """Token statistics of rows, through the function that calibration uses."""
-    from types import SimpleNamespace
-
-    from svdecode.calibration.statistics import token_statistics
-
-    steered = SimpleNamespace(
-        device=pre.device,
-        pair_logits=lambda **_: (
-            torch.cat([pre, pre[:1]])[None],
-            torch.cat([ft, ft[:1]])[None],
-            None,
-        ),
-    )
-    shifted = torch.cat([torch.tensor([-100]), labels])[None]
-    return token_statistics(steered, {"input_ids": shifted, "labels": shifted}, alpha, "kl")
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), alpha=st.sampled_from([0.0, 0.02, 0.3]))
@@ -89,29 +73,16 @@ def test_exact_is_the_minimum(seed, rows, alpha):
     torch.manual_seed(seed)
     pre, ft = model_rows(rows, 30, dtype=torch.float32, spread=1.5)
     labels = torch.where(torch.rand(rows) < 0.5, ft.argmax(-1), torch.randint(30, (rows,)))
-    tokens = statistics(pre, ft, labels, alpha)
+    tokens = statistics(pre, ft, labels, Family("kl", alpha))
     if tokens.coverage == 0:
         return
     best = ESTIMATORS["exact"](tokens)
     assert abs(best) <= MAX_STRENGTH
-    value, slope, curvature = tokens.derivatives(best)
-    if abs(best) < MAX_STRENGTH:
-        assert abs(slope) < 1e-6 * max(1.0, curvature)
-    for other in torch.linspace(best - 5, best + 5, 41).tolist():
-        if abs(other) <= MAX_STRENGTH:
-            assert tokens.derivatives(other)[0] >= value - 1e-9
-    numeric = (tokens.derivatives(0.5 + 1e-5)[0] - tokens.derivatives(0.5 - 1e-5)[0]) / 2e-5
-    assert tokens.derivatives(0.5)[1] == pytest.approx(numeric, abs=1e-6)
-
-
-def test_batches_join_to_the_whole():
-    pre, ft = model_rows(12, 30, dtype=torch.float32, spread=1.0)
-    labels = kept_labels(ft)
-    whole = statistics(pre, ft, labels)
-    parts = [statistics(pre[i : i + 5], ft[i : i + 5], labels[i : i + 5]) for i in (0, 5, 10)]
-    joined = TokenStatistics.concatenate(parts)
-    for name, value in vars(whole).items():
-        assert torch.equal(getattr(joined, name), value), name
+    others = torch.linspace(best - 5, best + 5, 41, dtype=torch.float64).clamp(-MAX_STRENGTH, MAX_STRENGTH)
+    mus = torch.cat([torch.tensor([best], dtype=torch.float64), others])
+    nll = svdecode.steered_nll(pre.double(), ft.double(), labels, mus, alpha=alpha)
+    nll = nll[tokens.gold.kept].mean(0)
+    assert (nll[1:] >= nll[0] - 1e-7).all()
 
 
 def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monkeypatch):
@@ -134,7 +105,7 @@ def test_saved_beside_the_adapter_and_found_by_its_weights(lora, tmp_path, monke
     assert svdecode.steer(again, mu=loaded, alpha=ALPHA, penalty=-2.0).settings == svdecode.Setting(cal.mu, ALPHA, -2.0)
     with pytest.raises(ValueError, match=r"mu was calibrated with alpha=0\.05"):
         svdecode.steer(again, alpha=0.1)
-    assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 2
+    assert json.loads((tmp_path / "svdecode.json").read_text())["schema"] == 3
 
 
 @pytest.mark.parametrize(
@@ -226,12 +197,10 @@ def test_logits_that_are_not_finite_are_an_error(lora):
 
 
 def test_old_files_and_interrupted_ones(lora, tmp_path):
-    """Schema 1 is read; statistics of another calibration are not mixed in; a failed write leaves the old files."""
-    from safetensors.torch import load_file, save_file
-
+    """Older schemas are read; statistics of another calibration are not mixed in; a failed write leaves the old files."""
     cal = svdecode.calibrate(lora, batches(), alpha=ALPHA, progress=False)
     cal.save_pretrained(tmp_path)
-    values, tensors = json.loads((tmp_path / "svdecode.json").read_text()), load_file(tmp_path / "svdecode.safetensors")
+    values = json.loads((tmp_path / "svdecode.json").read_text())
     assert {path.name for path in tmp_path.iterdir()} == {"svdecode.json", "svdecode.safetensors"}
 
     other = svdecode.calibrate(lora, batches(1), alpha=ALPHA, progress=False)
@@ -245,13 +214,11 @@ def test_old_files_and_interrupted_ones(lora, tmp_path):
     (tmp_path / "svdecode.safetensors").write_bytes(mine)
     assert torch.equal(svdecode.Calibration.from_pretrained(tmp_path).curve([0.5]), cal.curve([0.5]))
 
-    old = ("mu", "estimator", "estimates", "alpha", "direction", "coverage", "num_tokens", "mean_kl", "kept")
-    old = {name: values[name] for name in (*old, "mu_star_quantiles", "adapter")}
-    (tmp_path / "svdecode.json").write_text(json.dumps({"schema": 1, **old}))
-    del tensors["sequence"]
-    save_file(tensors, tmp_path / "svdecode.safetensors")
-    read = svdecode.Calibration.from_pretrained(tmp_path)
-    assert (read.mu, read.intervals) == (cal.mu, {})
-    assert torch.equal(read.curve([0.5]), cal.curve([0.5]))
-    read.plot(tmp_path / "old.png")
-    assert (tmp_path / "old.png").read_bytes()[:4] == b"\x89PNG"
+    for schema in (1, 2):  # their statistics held kept sets, which are not read
+        old = ("mu", "estimator", "estimates", "alpha", "direction", "coverage", "num_tokens", "mean_kl", "kept")
+        old = {name: values[name] for name in (*old, "mu_star_quantiles", "adapter")}
+        (tmp_path / "svdecode.json").write_text(json.dumps({"schema": schema, **old}))
+        read = svdecode.Calibration.from_pretrained(tmp_path)
+        assert (read.mu, read.intervals) == (cal.mu, {})
+        with pytest.raises(ValueError, match="calibrate again"):
+            read.plot(tmp_path / "old.png")

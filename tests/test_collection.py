@@ -19,9 +19,9 @@ def test_streams_without_length_and_any_batch_size(lora):  # noqa: F811
     single = svdecode.calibrate(lora, rows, alpha=ALPHA, progress=False)
     assert single.data == whole.data
     assert single.num_sequences == whole.num_sequences == 12
-    assert torch.equal(single.tokens.gold >= 0, whole.tokens.gold >= 0)
-    assert torch.equal(single.tokens.sequence, whole.tokens.sequence)
-    torch.testing.assert_close(single.tokens.moments, whole.tokens.moments, rtol=1e-3, atol=1e-5)
+    assert torch.equal(single.tokens.gold.kept, whole.tokens.gold.kept)
+    assert torch.equal(single.tokens.gold.sequence, whole.tokens.gold.sequence)
+    torch.testing.assert_close(single.tokens.gold.moments, whole.tokens.gold.moments, rtol=1e-3, atol=1e-5)
     assert single.estimates == pytest.approx(whole.estimates, rel=1e-3)
     data[0]["labels"][0, 5] = 7
     assert svdecode.calibrate(lora, data, alpha=ALPHA, progress=False).data != whole.data
@@ -30,22 +30,16 @@ def test_streams_without_length_and_any_batch_size(lora):  # noqa: F811
 def test_statistics_against_dense_formulas(lora):  # noqa: F811
     """What is stored of each token, from float64 rows of the whole vocabulary."""
     data = batches(1)
-    tokens = svdecode.calibrate(lora, data, alpha=ALPHA, progress=False).tokens
+    tokens = svdecode.calibrate(lora, data, alpha=ALPHA, progress=False).tokens.gold
     pre, ft, labels = (
         value.double() if value.is_floating_point() else value for value in logits_and_labels(lora, data)
     )
     kept = ft >= ft.amax(-1, keepdim=True) + torch.tensor(ALPHA).log()
-    deltas = svdecode.steering_vector(pre, ft)
-    for index, counted in enumerate(tokens.counts().tolist()):
-        first = int(tokens.offsets[index])
-        assert counted == int(kept[index].sum()) == int(tokens.num_kept[index])
-        expected = ft[index][kept[index]].log_softmax(-1)
-        torch.testing.assert_close(tokens.logprobs[first : first + counted].double(), expected, rtol=1e-4, atol=1e-4)
-        close = dict(rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(tokens.deltas[first : first + counted].double(), deltas[index][kept[index]], **close)
-        is_kept = bool(kept[index, labels[index]])
-        place = first + int(kept[index, : int(labels[index])].sum())
-        assert int(tokens.gold[index]) == (place if is_kept else -1)
+    assert torch.equal(tokens.num_kept.long(), kept.sum(1))
+    assert torch.equal(tokens.kept, kept.gather(1, labels[:, None]).squeeze(1))
+    out = svdecode.fused_steer(pre, ft, 0.0, labels=labels, alpha=ALPHA)
+    for name in ("moments", "mu_star", "kl"):
+        torch.testing.assert_close(getattr(tokens, name).double(), getattr(out, name), rtol=1e-3, atol=1e-5)
 
 
 def test_texts_are_read_a_window_at_a_time(monkeypatch):

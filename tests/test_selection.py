@@ -147,7 +147,7 @@ def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811
     assert second.returncode == 0, second.stderr
     values = json.loads(second.stdout)
     saved = json.loads((adapter / "svdecode.json").read_text())
-    assert saved.pop("schema") == 2
+    assert saved.pop("schema") == 3
     saved.pop("tokens_sha256")
     assert values == saved
     assert values["num_sequences"] == 40

@@ -1,15 +1,20 @@
-"""Token statistics of a whole data set: a stream of batches, shared by all processes, in bounded memory.
+"""Statistics of a whole data set: batches shared by all processes, read as often as it takes to find the strengths exactly.
 
-Texts are read a window of batches at a time (`data/batches.py`). Only the statistics of a batch are kept
-(`strength/token_statistics.py` states their size). The data need no length.
+A first reading of a part of the data finds where each family's minimum lies, roughly. A reading of all of them looks there
+closely. Where a strength is not exact then, and only there, the data are read again.
+
+Only sums are kept of a batch (`strength/token_statistics.py` states their size). The data need no length. Data that cannot be
+read twice in the same order are kept in memory, as token ids.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,109 +23,209 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from svdecode.calibration.statistics import token_statistics
+from svdecode.calibration.statistics import BatchStatistics, batch_statistics
 from svdecode.common.distributed import gather, rank_and_size, total
-from svdecode.constants import ALPHA, KL, Direction
 from svdecode.data.batches import numbered_batches
 from svdecode.models.steer import steer
-from svdecode.ops import validation
-from svdecode.strength.token_statistics import TokenStatistics
+from svdecode.models.steered_model import SteeredModel
+from svdecode.strength.family import Family
+from svdecode.strength.nll_curve import NLLCurve
+from svdecode.strength.refinement import full_grid, is_close, strengths_to_add
+from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
+
+_PILOT = 512
+"""Gold tokens of the first reading."""
+
+_READINGS = 3
+"""Of all data, at most."""
 
 
-class Collected(NamedTuple):
+@dataclass
+class Collected:
     """The statistics of a data set, ordered as the data are."""
 
-    tokens: TokenStatistics
-    sha256: str
-    """Of the token ids and labels of each sequence, in order; independent of batch size, padding and processes."""
+    curves: dict[Family, NLLCurve]
+    gold: dict[Family, GoldTokens]
+    """Of every family but temperatures."""
     sequences: list[bytes]
-    """SHA-256 of each sequence, in order."""
+    """SHA-256 of the token ids and labels of each sequence, in order."""
+    whole: bool = True
+    """Whether these are all data, in all processes."""
 
+    @property
+    def sha256(self) -> str:
+        """Of all sequences; independent of batch size, padding and processes."""
+        return hashlib.sha256(b"".join(self.sequences)).hexdigest()
 
-def collect_tokens(
-    model: PeftModel | PreTrainedModel,
-    data: object,
-    *,
-    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    alpha: float = ALPHA,
-    direction: Direction = KL,
-    batch_size: int = 8,
-    max_length: int | None = None,
-    progress: str | None = None,
-) -> TokenStatistics:
-    """The statistics of every labelled token of `data`; arguments as in `calibrate`, `progress` names the bar."""
-    return collect(
-        model,
-        data,
-        pretrained=pretrained,
-        tokenizer=tokenizer,
-        alpha=alpha,
-        direction=direction,
-        batch_size=batch_size,
-        max_length=max_length,
-        progress=progress,
-    ).tokens
+    def tokens(self, family: Family) -> TokenStatistics:
+        """The statistics under one family, which is no temperature."""
+        return TokenStatistics(self.gold[family], self.curves[family])
+
+    def wanted(self, seed: int) -> dict[Family, Tensor]:
+        """The strengths at which each family should be known too."""
+        found = {f: strengths_to_add(curve, self.gold.get(f), seed) for f, curve in self.curves.items()}
+        return {family: mus for family, mus in found.items() if len(mus)}
+
+    def refine(self, other: Collected) -> None:
+        """Add the strengths of another reading of the same data."""
+        for family, curve in other.curves.items():
+            self.curves[family] = self.curves[family].refined(curve.mus, curve.sums)
 
 
 @torch.inference_mode()
 def collect(
     model: PeftModel | PreTrainedModel,
     data: object,
+    families: Sequence[Family],
     *,
-    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    alpha: float,
-    direction: Direction,
-    batch_size: int,
+    at: Mapping[Family, Tensor] | None = None,
+    pretrained: PreTrainedModel | tuple[PreTrainedModel, PreTrainedModel] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 8,
     max_length: int | None = None,
+    seed: int = 0,
     progress: str | None = None,
     name: str = "data",
 ) -> Collected:
-    """As `collect_tokens`, with the data's hash. Processes started by a launcher share the batches and all get the whole.
+    """The statistics of every labelled token of `data` under each family; other arguments as in `calibrate`.
 
-    Every process passes the same data. Batches are the same as in one process, so the result is the same to the last bit on
-    the same kind of machine.
+    Processes started by a launcher share the batches and all get the whole: every process passes the same data. Batches are the
+    same as in one process, so the result is the same to the last bit on the same kind of machine.
+
+    Args:
+        families: their directions, thresholds and penalties.
+        at: strengths (M,) for each family, with 0 twice: one reading and no search. None searches.
+        seed: of the halves and draws that are looked at closely.
+        progress: the name of the bar; None shows none.
+        name: what messages call the data.
     """
-    validation.check_settings(alpha, direction)
-    found, count = numbered_batches(data, tokenizer, batch_size, max_length, name)
-    steered = steer(model, pretrained=pretrained, mu=0.0, alpha=alpha, direction=direction)
+    batches = Batches(data, tokenizer, batch_size, max_length, name)
+    steered = steer(model, pretrained=pretrained, mu=0.0)
+    if at is not None:
+        return _joined(_read(batches, steered, at, progress), batches, at)
+    grids = {family: family.coarse() for family in families}
+    found = _joined(_read(batches, steered, grids, progress, limit=_PILOT), batches, grids)
+    if not found.whole:
+        wanted = found.wanted(seed)
+        grids = {family: full_grid(family, wanted.get(family, grid[:0])) for family, grid in grids.items()}
+        found = _joined(_read(batches, steered, grids, progress), batches, grids)
+    for _ in range(_READINGS - 1):
+        grids = {family: mus for family, mus in found.wanted(seed).items() if not is_close(found.curves[family])}
+        if not grids:
+            break
+        again = _joined(_read(batches, steered, grids, progress, tokens=False), batches, grids)
+        if again.sequences != found.sequences:
+            raise ValueError(f"{name} changed between two readings: pass a list, or an iterator, which is read once")
+        found.refine(again)
+    return found
+
+
+class _Reading(NamedTuple):
+    parts: list[tuple[BatchStatistics, list[tuple[int, bytes]]]]
+    whole: bool
+
+
+def _read(
+    batches: Batches,
+    steered: SteeredModel,
+    mus: Mapping[Family, Tensor],
+    progress: str | None,
+    *,
+    limit: float = math.inf,
+    tokens: bool = True,
+) -> _Reading:
+    """This process's share of a reading that ends after `limit` gold tokens of all processes, or with the data."""
     rank, size = rank_and_size()
-    mine = itertools.islice(found, rank, None, size)
-    parts, seen, start = [], 0, time.perf_counter()
-    share = None if count is None else len(range(rank, count, size))
-    with tqdm(mine, total=share, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
+    parts, seen, whole, start = [], 0, True, time.perf_counter()
+    share = None if batches.count is None else len(range(rank, batches.count, size))
+    with tqdm(batches, total=share, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
         for batch in bar:
-            part = token_statistics(steered, batch, alpha, direction)
+            if seen >= limit / size:
+                whole = False
+                break
+            part = batch_statistics(steered, batch, mus, tokens)
             parts.append((part, _digests(batch)))
-            seen += len(part)
+            seen += int(part.gold.sum())
             bar.set_postfix_str(f"{seen} tokens, {seen / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
-    return _joined(parts, seen, name, max_length)
+    return _Reading(parts, whole)
 
 
-def _joined(parts: list[tuple[TokenStatistics, bytes]], seen: int, name: str, max_length: int | None) -> Collected:
-    """All processes' parts, batch after batch, then example after example."""
+def _joined(reading: _Reading, batches: Batches, mus: Mapping[Family, Tensor]) -> Collected:
+    """All processes' parts, in the order of the data; sequences without a gold token are left out."""
+    name = batches.name
+    own = sum(int(part.gold.sum()) for part, _ in reading.parts)
     try:
-        expected = int(total(torch.tensor(seen, device=_collective_device())))
-        parts = gather(parts)
+        expected = int(total(torch.tensor(own, device=_collective_device())))
+        readings = gather([reading])
     except RuntimeError as error:
         raise RuntimeError(f"a process of this run is gone, its share of {name} is lost: {error}") from error
-    if expected == 0 and max_length is not None and any(digests for _, digests in parts):
+    parts = [part for one in readings for part in one.parts]
+    if expected == 0 and batches.max_length is not None and parts:
         raise ValueError(
-            f"no example of {name} has a token of its completion within max_length={max_length}: use a larger max_length"
+            f"no example of {name} has a token of its completion within max_length={batches.max_length}: "
+            "use a larger max_length"
         )
     if expected == 0:
         raise ValueError(f"{name} has no labelled token: it is empty, or all labels are -100")
-    tokens = TokenStatistics.concatenate([part for part, _ in parts if len(part)])
-    if len(tokens) != expected:
-        raise RuntimeError(f"the processes saw {expected} tokens of {name} and passed on {len(tokens)}")
-    broken = int((~tokens.moments.isfinite().all(-1)).sum())
-    if broken:
-        raise ValueError(f"the models' logits are NaN or infinite at {broken} of {expected} gold tokens of {name}")
+    sequence = torch.cat([part.sequence for part, _ in parts])
+    gold = torch.cat([part.gold for part, _ in parts])
+    if int(gold.sum()) != expected:
+        raise RuntimeError(f"the processes saw {expected} tokens of {name} and passed on {int(gold.sum())}")
+    order = sequence.argsort(stable=True)
+    order = order[gold[order] > 0]
+    curves, own_values = {}, {}
+    for family, at in mus.items():
+        sums, ends, scored, tokens = zip(*(part.families[family] for part, _ in parts), strict=True)
+        curves[family] = NLLCurve(
+            at, torch.cat(sums)[order], torch.cat(ends)[order], torch.cat(scored)[order], gold[order]
+        )
+        if tokens[0] is not None:
+            joined = GoldTokens.concatenate(list(tokens))
+            broken = int((~joined.moments.isfinite().all(-1)).sum())
+            if broken:
+                raise ValueError(
+                    f"the models' logits are NaN or infinite at {broken} of {expected} gold tokens of {name}"
+                )
+            own_values[family] = joined.select(joined.sequence.argsort(stable=True))
     numbered = sorted(pair for _, digests in parts for pair in digests)
-    names = [digest for _, digest in numbered]
-    digest = hashlib.sha256(b"".join(names)).hexdigest()
-    return Collected(tokens.select(tokens.sequence.argsort(stable=True)), digest, names)
+    return Collected(curves, own_values, [digest for _, digest in numbered], all(one.whole for one in readings))
+
+
+class Batches:
+    """The batches of this process, as often as they are asked for.
+
+    Lists and Datasets are read again. Of anything else, which may come in another order or not at all, the batches are kept.
+    """
+
+    def __init__(
+        self,
+        data: object,
+        tokenizer: PreTrainedTokenizerBase | None,
+        batch_size: int,
+        max_length: int | None,
+        name: str = "data",
+    ) -> None:
+        self.name, self.max_length = name, max_length
+        self._arguments = (data, tokenizer, batch_size, max_length, name)
+        first, self.count = numbered_batches(*self._arguments)
+        self._rest: Iterator | None = self._share(first)
+        self._again = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        self._kept: list[dict[str, Tensor]] = []
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        if self._again:
+            rest, self._rest = self._rest, None
+            yield from rest or self._share(numbered_batches(*self._arguments)[0])
+            return
+        yield from self._kept
+        for batch in self._rest or ():
+            self._kept.append(batch)
+            yield batch
+
+    @staticmethod
+    def _share(found: Iterator) -> Iterator:
+        rank, size = rank_and_size()
+        return itertools.islice(found, rank, None, size)
 
 
 def _collective_device() -> torch.device:

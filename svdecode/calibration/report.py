@@ -8,7 +8,6 @@ from pathlib import Path
 from svdecode.common.files import write_atomically
 from svdecode.common.tables import bounds, markdown_table
 from svdecode.strength.calibration import Calibration
-from svdecode.strength.token_statistics import FIXED_BYTES, KEPT_BYTES
 from svdecode.strength.verdict import HOW_JUDGED
 
 REPORT_NAME = "svdecode-calibration.md"
@@ -102,7 +101,8 @@ def _facts(c: Calibration) -> list[list[str]]:
         "mean size of the kept set": f"{c.kept:.2f}",
         "mean KL(warm start, pre-trained), nats": f"{c.mean_kl:.4f}",
         "quantiles of mu*": quantiles,
-        f"bytes per gold token ({FIXED_BYTES}, and {KEPT_BYTES} for each kept token)": f"{c.bytes_per_token or math.nan:.1f}",
+        "bytes per gold token": f"{c.bytes_per_token or math.nan:.1f}",
+        "estimated error of exact": f"{math.nan if c.exact_error is None else c.exact_error:.1e}",
         "adapter (SHA-256 of its weights)": c.adapter,
         "data (SHA-256 of ids and labels)": c.data,
         "held-out data": c.held_out_data,

@@ -1,38 +1,84 @@
-"""Token statistics of one batch, out of both models' logits; dense results live a few rows at a time."""
+"""What one batch adds to a calibration, out of both models' logits; dense results live a few rows at a time."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from svdecode.constants import IGNORE_INDEX, Direction
+from svdecode.calibration.row_nll import nll_of, rows_of
+from svdecode.constants import IGNORE_INDEX
 from svdecode.models.forward_inputs import last_logits, positions_of, takes
 from svdecode.models.rows_of_both import PACKED
 from svdecode.models.steered_model import SteeredModel
 from svdecode.ops.fused_steer import fused_steer
-from svdecode.ops.steering_vector import steering_vector
-from svdecode.strength.token_statistics import TokenStatistics
+from svdecode.strength.family import TEMPERATURE, Family
+from svdecode.strength.token_statistics import GoldTokens
 
 # Rows whose dense (rows, V) results live at once: few enough for a CPU's cache, many enough to hide a GPU's launches.
-_CPU_ROWS, _GPU_ROWS = 16, 1024
+_CPU_ROWS, _GPU_ROWS = 16, 256
 
 
-def token_statistics(
-    steered: SteeredModel, batch: dict[str, Tensor], alpha: float, direction: Direction
-) -> TokenStatistics:
-    """Statistics of the labelled tokens of one batch, on the CPU; `sequence` counts from the batch's own, or from 0."""
+class Sums(NamedTuple):
+    """Of the B sequences of a batch under one family, at M strengths."""
+
+    curve: Tensor  # (B, M, 3) float64
+    ends: Tensor  # (B, 2) float64
+    scored: Tensor  # (B,) int64
+    tokens: GoldTokens | None  # None for a temperature
+
+
+class BatchStatistics(NamedTuple):
+    """Of the B sequences of a batch, on the CPU."""
+
+    sequence: Tensor  # (B,) int64: their indices in the data
+    gold: Tensor  # (B,) int64: gold tokens of each
+    families: dict[Family, Sums]
+
+
+def batch_statistics(
+    steered: SteeredModel, batch: dict[str, Tensor], mus: Mapping[Family, Tensor], tokens: bool = True
+) -> BatchStatistics:
+    """Of the labelled tokens of one batch, for each family at its strengths; `tokens`: the gold tokens' own values too."""
     pre, ft, labels = labelled_logits(steered, batch)
     rows = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
+    count = len(batch["labels"])
+    numbers = batch.get("sequence", torch.arange(count)).to(torch.int64)
+    owner = rows.cpu() // (len(labels) // count)
     limit = _CPU_ROWS if ft.device.type == "cpu" else _GPU_ROWS
-    # At least one part, which may be empty.
-    chunks = rows.split(limit) if len(rows) else [rows]
-    parts = [_of_rows(*_chosen(chunk, pre, ft, labels), alpha, direction) for chunk in chunks]
-    found = TokenStatistics.concatenate(parts)
-    numbers = batch.get("sequence", torch.arange(len(batch["labels"]))).to(torch.int32)
-    found.sequence = numbers.repeat_interleave(len(labels) // len(numbers))[rows.cpu()]
-    return found
+    found: dict[Family, list[tuple]] = {family: [] for family in mus}
+    for chunk in rows.split(limit) if len(rows) else [rows]:  # one part at least, which may be empty
+        chosen = [tensor[chunk] for tensor in (pre, ft, labels)]
+        values = rows_of(*chosen)
+        for family, at in mus.items():
+            nll = nll_of(values, family, at)
+            own = _gold_tokens(*chosen, family) if tokens and family.direction != TEMPERATURE else None
+            found[family].append((*(part.cpu() for part in nll), own))
+    families = {family: _summed(parts, owner, count, numbers) for family, parts in found.items()}
+    return BatchStatistics(numbers, torch.bincount(owner, minlength=count), families)
+
+
+def _summed(parts: list[tuple], owner: Tensor, count: int, numbers: Tensor) -> Sums:
+    sums, ends, scored, tokens = zip(*parts, strict=True)
+
+    def per_sequence(values: tuple[Tensor, ...]) -> Tensor:
+        joined = torch.cat(values)
+        return joined.new_zeros(count, *joined.shape[1:]).index_add_(0, owner, joined)
+
+    own = None
+    if tokens[0] is not None:
+        own = GoldTokens.concatenate(list(tokens))
+        own.sequence = numbers[owner].to(torch.int32)
+    return Sums(per_sequence(sums), per_sequence(ends), per_sequence(tuple(one.long() for one in scored)), own)
+
+
+def _gold_tokens(pre: Tensor, ft: Tensor, labels: Tensor, family: Family) -> GoldTokens:
+    out = fused_steer(pre, ft, 0.0, labels=labels, alpha=family.alpha, direction=family.setting(0.0).direction)
+    kept = out.logprobs.gather(1, labels[:, None]).squeeze(1) > -torch.inf
+    values = (out.moments, out.mu_star, out.kl, out.num_kept, kept, torch.zeros_like(labels, dtype=torch.int32))
+    return GoldTokens(*(value.cpu() for value in values))
 
 
 def labelled_logits(steered: SteeredModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,34 +109,3 @@ def _needs_positions(steered: SteeredModel, inputs: dict[str, Tensor]) -> bool:
         return False
     inner = getattr(steered, "base_model", steered)
     return takes(steered, "position_ids") and not hasattr(inner, "get_rope_index")
-
-
-def _chosen(rows: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """The given rows; or, without a copy, the range that holds them, where most of it is wanted."""
-    first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-    if last - first <= 2 * len(rows):
-        return [tensor[first:last] for tensor in tensors]
-    return [tensor[rows] for tensor in tensors]
-
-
-def _of_rows(pre: Tensor, ft: Tensor, labels: Tensor, alpha: float, direction: Direction) -> TokenStatistics:
-    """Statistics of the labelled ones among rows of logits (R, V)."""
-    out = fused_steer(pre, ft, 0.0, labels=labels, alpha=alpha, direction=direction)
-    used = labels != IGNORE_INDEX
-    row, token = ((out.logprobs > -math.inf) & used[:, None]).nonzero(as_tuple=True)  # ordered by row, then by token
-    counts = torch.bincount(row, minlength=len(labels))[used]
-    gold = torch.full_like(labels, -1)
-    is_gold = (token == labels[row]).nonzero().squeeze(-1)
-    gold[row[is_gold]] = is_gold
-    deltas = steering_vector(pre, ft, alpha=alpha, direction=direction)
-    return TokenStatistics(
-        moments=out.moments[used].cpu(),
-        mu_star=out.mu_star[used].cpu(),
-        kl=out.kl[used].cpu(),
-        num_kept=out.num_kept[used].cpu(),
-        logprobs=out.logprobs[row, token].cpu(),
-        deltas=deltas[row, token].cpu(),
-        gold=gold[used].cpu(),
-        offsets=(counts.cumsum(0) - counts).cpu(),
-        sequence=torch.zeros(len(counts), dtype=torch.int32),
-    )

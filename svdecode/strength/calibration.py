@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-MOST_SAVED = 2**22
-"""Kept tokens in a file of statistics: 32 MB."""
 SELECTED = "selected"
 """The name among the estimates of a strength that was chosen by a task's metric."""
 
@@ -51,7 +49,7 @@ class Calibration:
     alpha: float
     direction: Direction
     coverage: float
-    """Share of gold tokens inside the kept set; the others have an infinite NLL at every mu and are left out of `exact`."""
+    """Share of gold tokens inside the kept set; with a penalty of -inf the others have an infinite NLL and are left out."""
     num_tokens: int
     """Gold tokens seen."""
     mean_kl: float
@@ -70,7 +68,7 @@ class Calibration:
     """NLL at 0 minus NLL at `mu` (`svdecode.strength.bootstrap.gain`), by kind: "calibration", which the choice of mu flatters,
     and "held_out" or "cross_fitted", which it does not."""
     bytes_per_token: float | None = None
-    """What one gold token took in memory: 44 bytes, and 8 for each token of its kept set."""
+    """What one gold token took in memory, with its share of its sequence's curve."""
     data: str | None = None
     """SHA-256 of the token ids and labels."""
     held_out_data: str | None = None
@@ -79,7 +77,13 @@ class Calibration:
     cautions: list[dict[str, str]] = field(default_factory=list)
     """What the strength cannot show, {"code", "text"} each: see `svdecode.strength.cautions`."""
     penalty: float | None = None
-    """The penalty that was selected with `mu`; None where any will do."""
+    """The penalty that `mu` was found for or selected with; None is -inf, and `steer` may take another."""
+    exact_error: float | None = None
+    """How far `exact` may be off, as an estimate (`svdecode.strength.nll_curve.NLLCurve.error`)."""
+    table: list[dict] = field(default_factory=list)
+    """The fair table (`svdecode.strength.fair_table`): what else could be done with the warm start, and what it gains."""
+    recommendation: dict | None = None
+    """What to do by that table: "use", "text" and "row"."""
     selection: dict | None = None
     """What `--select` compared (see `svdecode.calibration.selection`)."""
     tokens: TokenStatistics | None = field(default=None, repr=False)
@@ -116,7 +120,7 @@ class Calibration:
             more: other fields.
         """
         for which, some in {"": tokens, " of held_out": held_out}.items():
-            if some is not None and some.coverage == 0:
+            if some is not None and not bool(some.curve.scored.any()):
                 raise ValueError(
                     f"no gold token{which} is inside the kept set at alpha={alpha}: calibrate with a smaller alpha"
                 )
@@ -124,7 +128,7 @@ class Calibration:
         if selected is not None:
             estimates[SELECTED], estimator = selected, SELECTED
         mu = estimates[estimator]
-        num_sequences = len(tokens.sequence.unique())
+        num_sequences = len(tokens.curve)
         gains = {"calibration": gain(tokens, mu, seed)}
         intervals = {}
         if num_sequences > 1:
@@ -135,7 +139,7 @@ class Calibration:
             crossed = cross_fitted_gain(tokens, estimator, seed)
             gains |= {} if crossed is None else {"cross_fitted": crossed}
         levels = torch.tensor(QUANTILES, dtype=torch.float64)
-        quantiles = torch.quantile(tokens.mu_star.double(), levels).tolist()
+        quantiles = torch.quantile(tokens.gold.mu_star.double(), levels).tolist()
         found = cls(
             mu=mu,
             estimator=estimator,
@@ -144,19 +148,20 @@ class Calibration:
             direction=direction,
             coverage=tokens.coverage,
             num_tokens=len(tokens),
-            mean_kl=tokens.kl.double().mean().item(),
-            kept=tokens.num_kept.double().mean().item(),
+            mean_kl=tokens.gold.kl.double().mean().item(),
+            kept=tokens.gold.num_kept.double().mean().item(),
             mu_star_quantiles={str(level): value for level, value in zip(QUANTILES, quantiles, strict=True)},
             adapter=adapter,
             num_sequences=num_sequences,
             intervals=intervals,
             gains=gains,
             bytes_per_token=tokens.bytes / len(tokens),
+            exact_error=tokens.curve.error(),
             tokens=tokens,
             held_out_tokens=held_out,
             **more,
         )
-        judges = 0 if held_out is None else len(held_out.sequence.unique())
+        judges = 0 if held_out is None else len(held_out.curve)
         found.cautions = [
             *about_strength(found),
             *few(num_sequences, "sequences"),
@@ -165,12 +170,12 @@ class Calibration:
         return found
 
     def curve(self, mus: Iterable[float], *, held_out: bool = False) -> Tensor:
-        """(M,) float64: mean NLL of the covered gold tokens at each strength, of the calibration or the held-out data."""
+        """(M,) float64: mean NLL of the scored gold tokens at each strength, of the calibration or the held-out data."""
         tokens = self.held_out_tokens if held_out else self.tokens
         if tokens is None:
             which = "held-out tokens" if held_out else f"its tokens ({TOKENS_NAME} is missing, or another's)"
             raise ValueError(f"this calibration was loaded without {which}: calibrate again")
-        return torch.tensor([tokens.derivatives(float(mu))[0] for mu in mus], dtype=torch.float64)
+        return torch.tensor([tokens.curve.mean(mu) for mu in mus], dtype=torch.float64)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Which mu, how sure, does it help, as a figure: see `svdecode.plot_calibration`.
@@ -247,11 +252,8 @@ class Calibration:
         return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically.
-
-        Of more than `MOST_SAVED` kept tokens the statistics of a random part of the sequences are saved.
-        """
-        parts = {part: found.at_most(MOST_SAVED) for part in _PARTS if (found := getattr(self, part)) is not None}
+        """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically."""
+        parts = {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
         storage.save(Path(folder), self.to_dict(), parts)
         self._remember()
 

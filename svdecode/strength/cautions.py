@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from svdecode.strength.estimators import MAX_STRENGTH
+from svdecode.strength.family import MAX_STRENGTH
 
 if TYPE_CHECKING:
     from svdecode.strength.calibration import Calibration

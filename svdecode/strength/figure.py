@@ -26,8 +26,6 @@ _ESTIMATE_COLOURS = {
 _DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 4)))
 _POINTS = 81
 _RUNAWAY = 50.0
-_MOST_KEPT = 2**19
-"""Kept tokens of which a curve is drawn: 6 s for its points and its band, on one core."""
 
 
 def plot_calibration(calibration: Calibration, path: str | Path | None = None) -> Figure:
@@ -91,19 +89,17 @@ def draw_change(axes: Axes, calibration: Calibration, low: float, high: float) -
     for name, (tokens, colour, dashes) in parts.items():
         if tokens is None:
             continue
-        label_of = f"{name}: {len(tokens)} tokens, coverage {tokens.coverage:.2f}"
-        tokens = tokens.at_most(_MOST_KEPT)
-        at_zero = tokens.derivatives(0.0)[0]
-        change = [tokens.derivatives(mu)[0] - at_zero for mu in mus]
-        label = f"{label_of}, NLL at 0 {at_zero:.3f}"
+        curve = tokens.curve
+        at_zero = curve.mean(0.0)
+        change = [curve.mean(mu) - at_zero for mu in mus]
+        label = f"{name}: {len(tokens)} tokens, {curve.coverage:.0%} scored, NLL at 0 {at_zero:.3f}"
         axes.plot(mus, change, color=colour, linestyle=dashes, linewidth=2, label=label)
-        if int(tokens.sequence.min()) >= 0:  # files of schema 1 do not know the sequences
-            low_band, high_band = curve_band(tokens, mus).tolist()
-            axes.fill_between(mus, low_band, high_band, color=colour, alpha=0.15, linewidth=0)
+        low_band, high_band = curve_band(curve, mus).tolist()
+        axes.fill_between(mus, low_band, high_band, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(calibration.mu, color=_colour(calibration.estimator), linewidth=1.2)
-    axes.set_ylabel("NLL(mu) - NLL(0), nats per kept gold token")
+    axes.set_ylabel("NLL(mu) - NLL(0), nats per scored gold token")
     axes.set_title("Does it help? Below 0 it does (bands: 95%, pointwise)", fontsize=10)
     axes.tick_params(labelbottom=False)
     axes.legend(fontsize=8, loc="best")
@@ -141,7 +137,7 @@ def draw_estimates(axes: Axes, calibration: Calibration, low: float, high: float
 
 def _draw_strengths(axes: Axes, calibration: Calibration) -> None:
     assert calibration.tokens is not None  # plot_calibration has checked
-    strengths = calibration.tokens.mu_star.double()
+    strengths = calibration.tokens.gold.mu_star.double()
     low, high = strengths.quantile(0.05).item(), strengths.quantile(0.95).item()
     axes.hist(strengths[(strengths >= low) & (strengths <= high)].tolist(), bins=40, color=BLUE, alpha=0.8)
     shown = {name: mu for name, mu in calibration.estimates.items() if low <= mu <= high}

@@ -12,29 +12,30 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from svdecode.common.files import to_json, write_atomically
-from svdecode.strength.token_statistics import TokenStatistics
+from svdecode.strength.nll_curve import NLLCurve
+from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
 FILE_NAME = "svdecode.json"
 TOKENS_NAME = "svdecode.safetensors"
-SCHEMA = 2
-OLD_SCHEMAS = (1,)  # 1 had no intervals, gains, hash of the data, penalty and selection
+SCHEMA = 3
+OLD_SCHEMAS = (1, 2)
+"""1 had no intervals, gains, hash of the data, penalty and selection; both held each token's kept set, which is not read."""
 
-_NAMES = [entry.name for entry in fields(TokenStatistics)]
+_KINDS = {"gold": GoldTokens, "curve": NLLCurve}
 
 
 def save(folder: Path, values: dict[str, object], parts: dict[str, TokenStatistics]) -> None:
-    """Write the values, and the statistics by name, "tokens" being the calibration's own."""
+    """Write the values, and the statistics by name."""
     from safetensors.torch import save as to_bytes
 
     values = {"schema": SCHEMA, **values}
     if parts:
         tensors = {
-            _prefix(part) + name: getattr(tokens, name).contiguous()
+            f"{part}.{kind}.{entry.name}": getattr(getattr(tokens, kind), entry.name).clone()
             for part, tokens in parts.items()
-            for name in _NAMES
+            for kind, entries in _KINDS.items()
+            for entry in fields(entries)
         }
         content = to_bytes(tensors)
         values["tokens_sha256"] = hashlib.sha256(content).hexdigest()
@@ -49,11 +50,10 @@ def load(folder: Path, parts: tuple[str, ...]) -> tuple[dict[str, Any], dict[str
     if schema != SCHEMA and schema not in OLD_SCHEMAS:
         raise ValueError(f"schema {schema} is not {SCHEMA}")
     path = folder / TOKENS_NAME
-    if not path.is_file():
+    if schema in OLD_SCHEMAS or not path.is_file():
         return values, {}
     content = path.read_bytes()
-    own = schema in OLD_SCHEMAS if digest is None else hashlib.sha256(content).hexdigest() == digest
-    return values, _statistics(content, parts) if own else {}
+    return values, _statistics(content, parts) if hashlib.sha256(content).hexdigest() == digest else {}
 
 
 def _statistics(content: bytes, parts: tuple[str, ...]) -> dict[str, TokenStatistics]:
@@ -62,12 +62,15 @@ def _statistics(content: bytes, parts: tuple[str, ...]) -> dict[str, TokenStatis
 
     try:
         found = from_bytes(content)
-        found.setdefault("sequence", torch.full_like(found["num_kept"], -1))  # schema 1 did not know them
-        there = [part for part in parts if _prefix(part) + "kl" in found]
-        return {part: TokenStatistics(**{name: found[_prefix(part) + name] for name in _NAMES}) for part in there}
+        there = [part for part in parts if f"{part}.gold.kl" in found]
+        return {
+            part: TokenStatistics(
+                **{
+                    kind: entries(**{entry.name: found[f"{part}.{kind}.{entry.name}"] for entry in fields(entries)})
+                    for kind, entries in _KINDS.items()
+                }
+            )
+            for part in there
+        }
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{TOKENS_NAME} holds no token statistics ({error})") from None
-
-
-def _prefix(part: str) -> str:
-    return "" if part == "tokens" else f"{part}."

@@ -1,0 +1,48 @@
+"""`Family`: a way of changing the warm start that has one strength to choose."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from svdecode.constants import ALPHA, KL, PENALTY, Direction
+from svdecode.ops.setting import Setting
+
+TEMPERATURE = "temperature"
+"""Not a steering direction, but what one must beat: delta = log p, so that the logits are multiplied by 1 + mu = 1 / T."""
+
+MAX_STRENGTH = 1e3
+"""Where the search ends: the NLL may fall for ever when each gold token has the largest delta of its kept set."""
+
+_STEPS_OF_4 = (0.03, 0.125, 0.5, 2.0, 8.0, 32.0, 128.0, MAX_STRENGTH)
+_TEMPERATURES = (10.0, 5.0, 2.5, 1.6, 1.25, 0.8, 0.625, 0.4, 0.2, 0.1)
+
+
+class Family(NamedTuple):
+    """Direction, threshold and penalty: a `Setting` whose strength is still to be found."""
+
+    direction: str = KL
+    """A steering direction, or `TEMPERATURE`."""
+    alpha: float = ALPHA
+    penalty: float = PENALTY
+
+    def setting(self, mu: float) -> Setting:
+        """With a strength. Not for `TEMPERATURE`."""
+        direction: Direction = self.direction  # type: ignore[assignment]
+        return Setting(mu, self.alpha, self.penalty, direction)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every gold token is scored: none is cut off."""
+        return self.alpha == 0 or self.penalty > -math.inf
+
+    def coarse(self) -> Tensor:
+        """(M,) float64: strengths of either sign, rising, for a first look; 0 twice (`svdecode.strength.nll_curve`)."""
+        if self.direction == TEMPERATURE:
+            at = torch.tensor([1 / t - 1 for t in _TEMPERATURES], dtype=torch.float64)
+            return torch.cat([at[at < 0], at.new_zeros(2), at[at > 0]])
+        half = torch.tensor(_STEPS_OF_4, dtype=torch.float64)
+        return torch.cat([-half.flip(0), half.new_zeros(2), half])
