@@ -100,7 +100,7 @@ def calibrate(
         chosen |= {"held_out_data": other.sha256, "seen_again": again}
     if compare or recommend:
         curves = None if other is None else other.curves
-        chosen["table"] = fair_table(seen.curves, seen.gold, masked, curves, seed)
+        chosen["table"], chosen["judged"] = fair_table(seen.curves, seen.gold, masked, curves, seed)
         chosen["recommendation"] = recommended(chosen["table"], held_out is not None)
     if recommend:
         row = chosen["recommendation"]["row"]

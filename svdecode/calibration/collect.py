@@ -1,7 +1,8 @@
 """Statistics of a whole data set: batches shared by all processes, read as often as it takes to find the strengths exactly.
 
 A first reading of a part of the data finds where each family's minimum lies, roughly. A reading of all of them looks there
-closely. Where a strength is not exact then, and only there, the data are read again.
+closely. Where a strength is not exact then, and only there, the data are read again. Few data cost one forward all the same:
+up to KEPT_LOGITS bytes of logits are kept from one reading to the next.
 
 Only sums are kept of a batch (`strength/token_statistics.py` states their size). The data need no length. Data that cannot be
 read twice in the same order are kept in memory, as token ids.
@@ -23,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from svdecode.calibration.statistics import BatchStatistics, batch_statistics
+from svdecode.calibration.statistics import BatchStatistics, GoldRows, batch_statistics, gold_rows
 from svdecode.common.distributed import gather, rank_and_size, total
 from svdecode.data.batches import numbered_batches
 from svdecode.models.steer import steer
@@ -38,6 +39,9 @@ _PILOT = 512
 
 _READINGS = 3
 """Of all data, at most."""
+
+KEPT_LOGITS = 160 * 2**20
+"""Bytes."""
 
 
 @dataclass
@@ -100,24 +104,43 @@ def collect(
         name: what messages call the data.
     """
     batches = Batches(data, tokenizer, batch_size, max_length, name)
-    steered = steer(model, pretrained=pretrained, mu=0.0)
+    rows = _Rows(batches, steer(model, pretrained=pretrained, mu=0.0))
     if at is not None:
-        return _joined(_read(batches, steered, at, progress), batches, at)
+        return _joined(_read(rows, at, progress), batches, at)
     grids = {family: family.coarse() for family in families}
-    found = _joined(_read(batches, steered, grids, progress, limit=_PILOT), batches, grids)
+    found = _joined(_read(rows, grids, progress, limit=_PILOT), batches, grids)
     if not found.whole:
         wanted = found.wanted(seed)
         grids = {family: full_grid(family, wanted.get(family, grid[:0])) for family, grid in grids.items()}
-        found = _joined(_read(batches, steered, grids, progress), batches, grids)
+        found = _joined(_read(rows, grids, progress), batches, grids)
     for _ in range(_READINGS - 1):
         grids = {family: mus for family, mus in found.wanted(seed).items() if not is_close(found.curves[family])}
         if not grids:
             break
-        again = _joined(_read(batches, steered, grids, progress, tokens=False), batches, grids)
+        again = _joined(_read(rows, grids, progress, tokens=False), batches, grids)
         if again.sequences != found.sequences:
             raise ValueError(f"{name} changed between two readings: pass a list, or an iterator, which is read once")
         found.refine(again)
     return found
+
+
+class _Rows:
+    """The gold rows of all batches of this process, with the batches' digests, as often as they are asked for."""
+
+    def __init__(self, batches: Batches, steered: SteeredModel) -> None:
+        self.batches, self._steered = batches, steered
+        self._kept: list[tuple[GoldRows, list[tuple[int, bytes]]]] = []
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[GoldRows, list[tuple[int, bytes]]]]:
+        kept = len(self._kept)
+        yield from self._kept[:kept]
+        for batch in itertools.islice(self.batches, kept, None):
+            found = gold_rows(self._steered, batch), _digests(batch)
+            if self._bytes + found[0].bytes <= KEPT_LOGITS:
+                self._kept.append(found)
+            self._bytes += found[0].bytes  # nothing is kept after the first one that does not fit
+            yield found
 
 
 class _Reading(NamedTuple):
@@ -126,25 +149,19 @@ class _Reading(NamedTuple):
 
 
 def _read(
-    batches: Batches,
-    steered: SteeredModel,
-    mus: Mapping[Family, Tensor],
-    progress: str | None,
-    *,
-    limit: float = math.inf,
-    tokens: bool = True,
+    rows: _Rows, mus: Mapping[Family, Tensor], progress: str | None, *, limit: float = math.inf, tokens: bool = True
 ) -> _Reading:
     """This process's share of a reading that ends after `limit` gold tokens of all processes, or with the data."""
     rank, size = rank_and_size()
     parts, seen, whole, start = [], 0, True, time.perf_counter()
-    share = None if batches.count is None else len(range(rank, batches.count, size))
-    with tqdm(batches, total=share, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
-        for batch in bar:
+    share = None if rows.batches.count is None else len(range(rank, rows.batches.count, size))
+    with tqdm(rows, total=share, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
+        for found, digests in bar:
             if seen >= limit / size:
                 whole = False
                 break
-            part = batch_statistics(steered, batch, mus, tokens)
-            parts.append((part, _digests(batch)))
+            part = batch_statistics(found, mus, tokens)
+            parts.append((part, digests))
             seen += int(part.gold.sum())
             bar.set_postfix_str(f"{seen} tokens, {seen / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
     return _Reading(parts, whole)

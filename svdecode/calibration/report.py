@@ -8,6 +8,7 @@ from pathlib import Path
 from svdecode.common.files import write_atomically
 from svdecode.common.tables import bounds, markdown_table
 from svdecode.strength.calibration import Calibration
+from svdecode.strength.fair_table import CAPTION, TITLE, table_cells
 from svdecode.strength.verdict import HOW_JUDGED
 
 REPORT_NAME = "svdecode-calibration.md"
@@ -37,6 +38,7 @@ def markdown(calibration: Calibration, figure: str | None = None) -> str:
         markdown_table(
             ["data", "NLL at 0", "NLL at mu", "gain", "95% interval", "tokens", "sequences", "coverage"], _gains(c)
         ),
+        *_comparison(c),
         *_selection(c),
         "## The tokens",
         "",
@@ -71,6 +73,12 @@ def _gains(c: Calibration) -> list[list[str]]:
         sizes = [str(found["num_tokens"]), str(found["num_sequences"]), f"{found['coverage']:.3f}"]
         rows.append([HOW_JUDGED[which], *numbers, f"{found['gain']:+.4f}", bounds(found["interval"]), *sizes])
     return rows
+
+
+def _comparison(c: Calibration) -> list[str]:
+    if c.recommendation is None:
+        return []
+    return [f"## {TITLE}", "", markdown_table(*table_cells(c.table)), CAPTION, "", c.recommendation["text"], ""]
 
 
 def _selection(c: Calibration) -> list[str]:

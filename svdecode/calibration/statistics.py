@@ -38,26 +38,45 @@ class BatchStatistics(NamedTuple):
     families: dict[Family, Sums]
 
 
-def batch_statistics(
-    steered: SteeredModel, batch: dict[str, Tensor], mus: Mapping[Family, Tensor], tokens: bool = True
-) -> BatchStatistics:
-    """Of the labelled tokens of one batch, for each family at its strengths; `tokens`: the gold tokens' own values too."""
+class GoldRows(NamedTuple):
+    """Both models' logits where a batch has a gold token to predict: R rows of B sequences."""
+
+    pre: Tensor  # (R, V)
+    ft: Tensor  # (R, V)
+    labels: Tensor  # (R,) int64
+    owner: Tensor  # (R,) int64, on the CPU: the row's sequence, as an index into `sequence`
+    sequence: Tensor  # (B,) int64, on the CPU: the sequences' indices in the data
+
+    @property
+    def bytes(self) -> int:
+        """What the logits take."""
+        return self.pre.nbytes + self.ft.nbytes
+
+
+def gold_rows(steered: SteeredModel, batch: dict[str, Tensor]) -> GoldRows:
+    """One forward of both models over a batch."""
     pre, ft, labels = labelled_logits(steered, batch)
     rows = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
     count = len(batch["labels"])
     numbers = batch.get("sequence", torch.arange(count)).to(torch.int64)
-    owner = rows.cpu() // (len(labels) // count)
-    limit = _CPU_ROWS if ft.device.type == "cpu" else _GPU_ROWS
+    return GoldRows(pre[rows], ft[rows], labels[rows], rows.cpu() // (len(labels) // count), numbers)
+
+
+def batch_statistics(rows: GoldRows, mus: Mapping[Family, Tensor], tokens: bool = True) -> BatchStatistics:
+    """Of the gold tokens of one batch, for each family at its strengths; `tokens`: the gold tokens' own values too."""
+    limit = _CPU_ROWS if rows.ft.device.type == "cpu" else _GPU_ROWS
+    count = len(rows.sequence)
     found: dict[Family, list[tuple]] = {family: [] for family in mus}
-    for chunk in rows.split(limit) if len(rows) else [rows]:  # one part at least, which may be empty
-        chosen = [tensor[chunk] for tensor in (pre, ft, labels)]
-        values = rows_of(*chosen)
+    for pre, ft, labels in zip(
+        *(part.split(limit) for part in rows[:3]), strict=True
+    ):  # one part at least, perhaps empty
+        values = rows_of(pre, ft, labels)
         for family, at in mus.items():
             nll = nll_of(values, family, at)
-            own = _gold_tokens(*chosen, family) if tokens and family.direction != TEMPERATURE else None
+            own = _gold_tokens(pre, ft, labels, family) if tokens and family.direction != TEMPERATURE else None
             found[family].append((*(part.cpu() for part in nll), own))
-    families = {family: _summed(parts, owner, count, numbers) for family, parts in found.items()}
-    return BatchStatistics(numbers, torch.bincount(owner, minlength=count), families)
+    families = {family: _summed(parts, rows.owner, count, rows.sequence) for family, parts in found.items()}
+    return BatchStatistics(rows.sequence, torch.bincount(rows.owner, minlength=count), families)
 
 
 def _summed(parts: list[tuple], owner: Tensor, count: int, numbers: Tensor) -> Sums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from svdecode.cli.chat_options import CompletionColumnOption, PromptColumnOption
 from svdecode.cli.options import DeviceMapOption, JsonOption, ModelOption, quiet, writing_to
 from svdecode.common.files import check_writable, to_json
 from svdecode.common.terminal import print_table
-from svdecode.constants import ALPHA, KL
+from svdecode.constants import ALPHA, KL, PENALTY
 
 if TYPE_CHECKING:
     from svdecode.strength.calibration import Calibration
@@ -60,6 +61,19 @@ def calibrate(
         float, typer.Option(help="Confidence threshold: keep tokens with this share of the top probability, or more.")
     ] = ALPHA,
     direction: Annotated[str, typer.Option(help="kl or log_ratio.")] = KL,
+    penalty: Annotated[
+        float | None,
+        typer.Option(help="Penalty, 0 or less, that the strength is found for. Default: -inf, as in the paper."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            help="Compare with the best temperature and with both directions, masked and over the whole vocabulary."
+        ),
+    ] = True,
+    recommend: Annotated[
+        bool, typer.Option("--recommend", help="Save the recommended setting in place of the paper's or the named one.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Examples per forward.")] = 8,
     max_length: Annotated[int | None, typer.Option(help="Cut longer examples to this many tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of the halves.")] = 0,
@@ -83,7 +97,7 @@ def calibrate(
     how = reading(prompt_column, completion_column, turns)
     examples = part_of(read_examples(data, **how), adapter, "calibration", split)
     others = None if held_out is None else read_examples(held_out, TEST, **how)
-    _check(estimator, select, alpha, direction)
+    _check(estimator, select, alpha, direction, penalty, recommend)
     if figure is not None:
         check_writable(figure.parent)
     quiet()
@@ -103,6 +117,9 @@ def calibrate(
             estimator=estimator,
             alpha=alpha,
             direction=direction,
+            penalty=penalty,
+            compare=compare,
+            recommend=recommend,
             batch_size=batch_size,
             held_out=others,
             select=select,
@@ -110,17 +127,21 @@ def calibrate(
             seed=seed,
         )
     if is_main():
-        _show(found, as_json)
+        _show(found, as_json, adapter, recommend)
         _save(found, adapter, figure, as_json)
     wait()  # a process that leaves early would look dead to the others
 
 
-def _check(estimator: str, select: str | None, alpha: float, direction: str) -> None:
+def _check(
+    estimator: str, select: str | None, alpha: float, direction: str, penalty: float | None, recommend: bool
+) -> None:
     """What is wrong with the options, before a model is loaded."""
     from svdecode.ops import validation
     from svdecode.strength.estimators import ESTIMATORS
 
-    validation.check_settings(alpha, direction)
+    validation.check_settings(alpha, direction, PENALTY if penalty is None else penalty)
+    if recommend and select is not None:
+        raise ValueError("--recommend and --select both choose the setting: pass one of them")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if select is not None:
@@ -144,7 +165,7 @@ def _figure(plot: Path | None, adapter: Path) -> Path | None:
     return None
 
 
-def _show(found: Calibration, as_json: bool) -> None:
+def _show(found: Calibration, as_json: bool, adapter: Path, recommend: bool) -> None:
     from svdecode.common.tables import bounds
 
     if as_json:
@@ -165,7 +186,21 @@ def _show(found: Calibration, as_json: bool) -> None:
     print(found.verdict())
     for caution in found.cautions:
         print(f"Caution: {caution['text']}")
+    if found.recommendation is not None:
+        from svdecode.strength.fair_table import CAPTION, TITLE, table_cells
+
+        print_table(TITLE, *table_cells(found.table), words=("",))
+        print(CAPTION)
+        print(f"{found.recommendation['text']}\n{_next_command(found.recommendation['use'], adapter, recommend)}")
     sys.stdout.flush()
+
+
+def _next_command(use: str, adapter: Path, recommend: bool) -> str:
+    """What to type next."""
+    folder = shlex.quote(str(adapter))
+    if use == "steering" and not recommend:
+        return f"The same command with --recommend saves that; then: svdecode generate --adapter {folder} --prompt ..."
+    return f"Next: svdecode generate --adapter {folder} {'' if use == 'steering' else '--mu 0 '}--prompt ..."
 
 
 def _save(found: Calibration, adapter: Path, figure: Path | None, as_json: bool) -> None:

@@ -34,6 +34,7 @@ SELECTED = "selected"
 # that an adapter came from, so "beside the adapter" is found through the adapter's weights.
 _SAVED: dict[str, Calibration] = {}
 _PARTS = ("tokens", "held_out_tokens")
+_NOT_IN_JSON = (*_PARTS, "judged")
 
 
 @dataclass(repr=False)
@@ -84,6 +85,8 @@ class Calibration:
     """The fair table (`svdecode.strength.fair_table`): what else could be done with the warm start, and what it gains."""
     recommendation: dict | None = None
     """What to do by that table: "use", "text" and "row"."""
+    judged: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """By the table's names, (S, 2) float64: the NLL of each judged sequence, and how many tokens that is; not saved."""
     selection: dict | None = None
     """What `--select` compared (see `svdecode.calibration.selection`)."""
     tokens: TokenStatistics | None = field(default=None, repr=False)
@@ -249,7 +252,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but the tokens, fit for JSON (`svdecode.common.files.plain`)."""
-        return plain({name: value for name, value in vars(self).items() if name not in _PARTS})
+        return plain({name: value for name, value in vars(self).items() if name not in _NOT_IN_JSON})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write svdecode.json (and the token statistics as safetensors) into the adapter's folder, each atomically."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from svdecode.common.tables import with_interval
 from svdecode.constants import ALPHA, KL, LOG_RATIO
 from svdecode.strength.bootstrap import difference, halves
 from svdecode.strength.estimators import ESTIMATORS
@@ -24,6 +25,13 @@ from svdecode.strength.nll_curve import NLLCurve
 from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
 Row = dict[str, Any]
+
+TITLE = "What could be done with this warm start, judged on tokens that did not choose the strength"
+CAPTION = (
+    "NLL and gains: nats per token; the gain over the warm start of the same block, and over its best temperature. "
+    "Whole vocabulary: all gold tokens; alpha above 0: the kept gold tokens alone, masked."
+)
+"""What the words of the table mean."""
 
 
 class _Candidate(NamedTuple):
@@ -43,7 +51,7 @@ def fair_table(
     alpha: float = ALPHA,
     held_out: Mapping[Family, NLLCurve] | None = None,
     seed: int = 0,
-) -> list[Row]:
+) -> tuple[list[Row], dict[str, Tensor]]:
     """One row for each way of decoding; NLL and gains in nats per scored token.
 
     Args:
@@ -56,17 +64,19 @@ def fair_table(
     Returns:
         Rows with name, scored ("all" or "kept"), direction, alpha, mu, nll, gain and interval over the block's warm start, and
         over_temperature (gain and interval over its best temperature; None for these two), num_tokens. A temperature's mu is
-        1 / T - 1. `interval` is None with fewer than two sequences.
+        1 / T - 1. `interval` is None with fewer than two sequences. And, by the rows' names, (S, 2) float64: each sequence's
+        NLL, summed over its scored tokens, and their number.
     """
-    table = []
+    table, judgements = [], {}
     for cut in (0.0, alpha):
         where = "whole vocabulary" if cut == 0 else f"alpha {cut:g}"
+        masked = "" if cut == 0 else f", {where}"
         judged = (curves if held_out is None else held_out)[Family(KL, cut)]
         plain, scored = judged.at(0.0), judged.scored
         if not bool(scored.any()):
             continue
         candidates = [
-            _Candidate("best temperature", Family(TEMPERATURE, cut)),
+            _Candidate(f"best temperature{masked}", Family(TEMPERATURE, cut)),
             *(_Candidate(f"{direction}, {where}", Family(direction, cut)) for direction in (KL, LOG_RATIO)),
         ]
         if cut:
@@ -74,13 +84,15 @@ def fair_table(
         total = int(scored.sum())
         common = {"scored": "all" if cut == 0 else "kept", "alpha": cut, "num_tokens": total}
         table.append(
-            {"name": "warm start", "direction": None, "mu": 0.0, **common, "nll": (plain.sum() / total).item()}
+            {"name": f"warm start{masked}", "direction": None, "mu": 0.0, **common, "nll": (plain.sum() / total).item()}
             | {"gain": 0.0, "interval": None, "over_temperature": None}
         )
         best_temperature = plain
+        judgements[f"warm start{masked}"] = torch.stack([plain, scored.double()], 1)
         for one in candidates:
             mu = _strength(one, curves, gold)
             found = _crossed(one, curves, gold, seed) if held_out is None else held_out[one.family].at(mu)
+            judgements[one.name] = torch.stack([found, scored.double()], 1)
             over = None
             if one.family.direction == TEMPERATURE:
                 best_temperature = found
@@ -94,7 +106,7 @@ def fair_table(
                     "over_temperature": over,
                 }
             )
-    return table
+    return table, judgements
 
 
 def _strength(
@@ -123,6 +135,19 @@ def _crossed(
     for fitted in halves(len(curve), seed):
         found[~fitted] = curve.select(~fitted).at(_strength(one, curves, gold, fitted))
     return found
+
+
+def table_cells(table: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, as text."""
+    rows = []
+    for row in table:
+        mu = f"T = {1 / (1 + row['mu']):.2f}" if row["direction"] == TEMPERATURE else f"{row['mu']:.3f}"
+        gain = with_interval(row, "gain", sign="+") if row["direction"] else ""
+        over = with_interval(row["over_temperature"], "gain", sign="+")
+        rows.append(
+            [row["name"], mu if row["direction"] else "", f"{row['nll']:.3f}", gain, over, str(row["num_tokens"])]
+        )
+    return ["", "mu", "NLL", "gain [95%]", "over the temperature [95%]", "tokens"], rows
 
 
 def recommended(table: list[Row], held_out: bool) -> dict[str, Any]:
