@@ -11,9 +11,13 @@ from test_demo import examples, run, tiny_model  # noqa: F401  (fixtures)
 from tiny import batches, tiny_lora, two_model_logits
 
 import svdecode
-from svdecode.calibration import selection
-from svdecode.calibration.selection import METRICS, Grid, Metric, Scores, Setting, select_settings
+from svdecode.calibration import metrics
+from svdecode.calibration.grids import Grid, Scale
+from svdecode.calibration.metrics import METRICS, Metric, Scores
+from svdecode.calibration.selection import select_settings
 from svdecode.cli.calibrate import calibrate as calibrate_command
+from svdecode.ops.setting import Setting
+from svdecode.strength.family import Family
 
 GRID = Grid(mus=(0.5, 2.0), alphas=(0.05, 0.3), penalties=(0.0, -1.0))
 
@@ -48,8 +52,9 @@ def test_nll_of_every_setting(lora):
 def planted(values: torch.Tensor, monkeypatch) -> dict:
     """The selection from given scores (settings, S)."""
     grid = Grid(mus=(1.0, 2.0), alphas=(0.1,), penalties=(0.0,), directions=("kl",))
-    monkeypatch.setitem(METRICS, "planted", Metric(lambda *_: Scores(values, torch.ones(values.shape[1])), grid, "m"))
-    return select_settings(tiny_lora(), [{}], "planted", progress=False)
+    scores = Scores(values, torch.ones(values.shape[1]).double())
+    monkeypatch.setitem(METRICS, "planted", Metric(lambda *_: scores, Scale((1.0,), (0.0,)), "m"))
+    return select_settings(tiny_lora(), [{}], "planted", grid=grid, progress=False)
 
 
 def test_the_choice_is_judged_where_it_was_not_made(monkeypatch):
@@ -68,9 +73,11 @@ def test_the_choice_is_judged_where_it_was_not_made(monkeypatch):
 
 
 def test_a_calibration_keeps_what_was_selected(lora, monkeypatch, tmp_path):
-    monkeypatch.setitem(METRICS, "nll", METRICS["nll"]._replace(grid=Grid((4.0,), (0.3,), (-1.0,), ("log_ratio",))))
+    scale = Scale((2.0,), (-1.0,), (0.3,), ("log_ratio",))
     values = torch.tensor([[0.0], [1.0]]).double().expand(2, 12)
-    monkeypatch.setitem(METRICS, "nll", METRICS["nll"]._replace(score=lambda *_: Scores(values, torch.ones(12))))
+    scored = METRICS["nll"]._replace(scale=scale, score=lambda *_: Scores(values, torch.ones(12).double()))
+    monkeypatch.setitem(METRICS, "nll", scored)
+    monkeypatch.setattr("svdecode.calibration.selection._scale_of", lambda curve: 2.0)
     cal = svdecode.calibrate(lora, batches(), select="nll", progress=False)
     assert (cal.mu, cal.alpha, cal.penalty, cal.direction) == (4.0, 0.3, -1.0, "log_ratio")
     assert (cal.estimator, cal.estimates["selected"]) == ("selected", 4.0)
@@ -117,12 +124,75 @@ def test_exact_match_of_every_setting(tiny_model, monkeypatch):  # noqa: F811
         answer = svdecode.generate(steered, ids, max_new_tokens=3)[0, ids.shape[1] :]
         data.append({"prompt": f"what is w{i} ?", "completion": tokenizer.decode(answer, skip_special_tokens=True)})
     grid = Grid(mus=(4.0,), alphas=(0.3,), penalties=(0.0,), directions=("log_ratio",))
-    monkeypatch.setattr(selection, "LONGEST_ANSWER", 3)
+    monkeypatch.setattr(metrics, "LONGEST_ANSWER", 3)
     found = select_settings(model, data, "exact_match", tokenizer=tokenizer, batch_size=5, grid=grid, progress=False)
     assert [row["mu"] for row in found["table"]] == [0.0, 4.0]
     assert found["table"][1]["score"] == 1.0
     assert found["table"][0]["score"] < 1.0
     assert found["best"]["mu"] == 4.0
+    assert found["table"][1]["screened"] > found["table"][0]["screened"]
+
+
+def test_the_screen_is_what_greedy_decoding_would_say(lora):
+    """All gold tokens first choices, by the reference's own steered log-probs; half where only the last one is not."""
+    data = batches()
+    source = metrics.Source(svdecode.steer(lora, mu=0.0), data, None, 4, None, False)
+    settings = [Setting(0.0, 0.0), Setting(1.5, 0.01, -math.inf, "log_ratio"), Setting(3.0, 0.1)]
+    for batch in data:  # gold tokens that one of the settings would choose
+        pre, ft = two_model_logits(lora, batch["input_ids"], batch["attention_mask"])
+        wanted = svdecode.fused_steer(pre, ft, 3.0, alpha=0.1).logprobs.argmax(-1)
+        used = batch["labels"][:, 1:] != -100
+        batch["labels"][:, 1:][used] = wanted[:, :-1][used]
+        batch["labels"][0, -1] = 5
+    scores = metrics.first_choices(source, settings)
+    expected = []
+    for batch in data:
+        pre, ft = two_model_logits(lora, batch["input_ids"], batch["attention_mask"])
+        labels = batch["labels"][:, 1:]
+        rows = []
+        for one in settings:
+            best = (
+                svdecode.fused_steer(pre, ft, one.mu, **one.keywords, backend="reference").logprobs[:, :-1].argmax(-1)
+            )
+            right = (best == labels) | (labels == -100)
+            rows.append(right[:, :-1].all(1) * (1.0 + right[:, -1].double()) / 2)
+        expected.append(torch.stack(rows))
+    assert torch.equal(scores.values, torch.cat(expected, 1).double())
+    assert {0.0, 0.5, 1.0} == set(scores.values.flatten().tolist())
+
+
+def test_the_scale_starts_at_the_exact_strengths():
+    scale = Scale((0.5, 1.0), (0.0, -1.0), (0.0, 0.1))
+    families = scale.families()
+    assert len(families) == 2 * 3  # over the whole vocabulary there is no penalty
+    exact = {family: float(index + 1) for index, family in enumerate(families)}
+    settings = scale.settings(exact)
+    assert settings[0] == Setting(0.0, 0.0, 0.0, "kl")
+    assert settings[1:7] == [family.setting(0.5 * mu) for family, mu in exact.items()]
+    assert settings[7:] == [family.setting(mu) for family, mu in exact.items()]
+    for metric in METRICS.values():  # the settings that measurements have found good
+        for wanted in (Family("log_ratio", 0.0), Family("log_ratio", 0.01), Family("kl", 0.1)):
+            assert any(found[:2] == wanted[:2] for found in metric.scale.families())
+
+
+def test_at_most_three_settings_are_generated(monkeypatch):
+    torch.manual_seed(1)
+    ran = []
+    screened = torch.rand(7, 20).double()
+
+    def score(_, settings):
+        ran.extend(settings)
+        return Scores(screened[: len(settings)], torch.ones(20).double())
+
+    metric = Metric(score, Scale((1.0,), (0.0,)), "m", lambda *_: Scores(screened, torch.ones(20).double()))
+    monkeypatch.setitem(METRICS, "planted", metric)
+    grid = Grid(mus=(1.0, 2.0, 3.0), alphas=(0.1,), penalties=(0.0,))
+    data = [{"prompt": "a", "completion": "b"}]
+    found = select_settings(tiny_lora(), data, "planted", tokenizer=object(), grid=grid, progress=False)
+    assert len(ran) <= 3
+    assert sum(row["score"] is not None for row in found["table"]) == len(ran)
+    assert all(row["screened"] is not None for row in found["table"])
+    assert found["best"]["score"] is not None
 
 
 def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811

@@ -60,7 +60,7 @@ def calibrate(
         batch_size: of texts.
         progress: show a bar on stderr.
         held_out: data of the same kinds that shows whether the strength helps; None judges each half of `data` by the other's.
-        select: a metric of `svdecode.calibration.selection.METRICS` that chooses mu, alpha, penalty and direction, in place of
+        select: a metric of `svdecode.calibration.metrics.METRICS` that chooses mu, alpha, penalty and direction, in place of
             `estimator`, `alpha` and `direction`; `data` must then be a list or a Dataset.
         compare: fill `table` and `recommendation`: the warm start, its best temperature, and both directions, masked and over
             the whole vocabulary, each at its best strength.

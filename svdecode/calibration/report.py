@@ -85,16 +85,26 @@ def _selection(c: Calibration) -> list[str]:
     if c.selection is None:
         return []
     head = ["mu", "alpha", "penalty", "direction", "score", "gain", "95% interval"]
+    screened = "screened" in c.selection["table"][0]
     rows = []
     for row in c.selection["table"]:
-        values = [f"{row['mu']:g}", f"{row['alpha']:g}", str(row["penalty"]), row["direction"], f"{row['score']:.4f}"]
+        values = [f"{row['mu']:g}", f"{row['alpha']:g}", str(row["penalty"]), row["direction"]]
+        if screened:
+            values.append(f"{row['screened']:.4f}")
+        if row["score"] is None:
+            rows.append([*values, "", "", ""])
+            continue
+        values.append(f"{row['score']:.4f}")
         if row == c.selection["best"]:
             values = [f"**{value}**" for value in values]
         rows.append([*values, f"{row['gain']:+.4f}", bounds(row["interval"])])
+    if screened:
+        head.insert(4, "first choices")
     return [
         f"## Selection by {c.selection['metric']}: {c.selection['meaning']}",
         "",
-        "Gains are against the warm start, the first row. The best row's is flattered by the choice; the verdict is not.",
+        "Gains are against the warm start, the first row. The best row's is flattered by the choice; the verdict is not."
+        + (" First choices: one forward screens all settings, and the best ones alone are scored." if screened else ""),
         "",
         markdown_table(head, rows),
     ]

@@ -1,152 +1,35 @@
-"""Settings chosen by what a task asks for: mu, alpha, penalty and direction, by a metric over a small grid.
+"""Settings chosen by what a task asks for: mu, alpha, penalty and direction, by a metric.
+
+The settings to compare lie around the exact strengths (`calibration/collect.py`): for each direction, threshold and penalty,
+some multiples of the strength with the least NLL. The best strength for a task's answers is often another, but of that order.
 
 The best of many settings looks better than it is on the data that chose it. So the choice is repeated on each half of the
 sequences and judged on the other half ("cross_fitted"), and equal scores go to the weaker steering, down to none at all.
-A metric is one function and one entry of `METRICS`.
+
+A metric that generates answers is slow, so it does not see all settings. Those are screened first, by one forward: a greedy
+answer is the gold one where each gold token is the first choice after the gold tokens before it. The best setting of each half
+goes on and answers all questions, beside the warm start. So the metric runs three times at most.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from svdecode.calibration.statistics import labelled_logits
-from svdecode.common.distributed import gather, is_main, rank_and_size, shard
-from svdecode.constants import ALPHA, IGNORE_INDEX, KL, LOG_RATIO
-from svdecode.data.batches import numbered_batches
-from svdecode.decoding.answers import answer_all
-from svdecode.decoding.generate import generate
+from svdecode.calibration.collect import collect
+from svdecode.calibration.grids import Grid
+from svdecode.calibration.metrics import Scores, Source, check_metric
+from svdecode.data.examples import COLUMNS
 from svdecode.models.steer import steer
-from svdecode.models.steered_model import SteeredModel
-from svdecode.ops.setting import Setting
-from svdecode.ops.steered_nll import steered_nll
-from svdecode.strength.bootstrap import interval, ratio_draws
+from svdecode.strength.bootstrap import difference, halves, interval, ratio_draws
+from svdecode.strength.family import MAX_STRENGTH
+from svdecode.strength.nll_curve import NLLCurve
 
-LONGEST_ANSWER = 64
-
-
-class Grid(NamedTuple):
-    """The settings to compare: every combination, and the warm start alone."""
-
-    mus: tuple[float, ...]
-    alphas: tuple[float, ...]
-    penalties: tuple[float, ...]
-    directions: tuple[str, ...] = (KL, LOG_RATIO)
-
-    def settings(self) -> list[Setting]:
-        """The warm start first, then weaker before stronger steering."""
-        rest = itertools.product(sorted(self.mus), self.alphas, self.penalties, self.directions)
-        return [Setting(0.0, ALPHA, self.penalties[0], KL), *itertools.starmap(Setting, rest)]
-
-
-class Source(NamedTuple):
-    """The models and data that a metric works with."""
-
-    steered: SteeredModel
-    data: object
-    tokenizer: object | None
-    batch_size: int
-    max_length: int | None
-    progress: bool
-
-
-class Scores(NamedTuple):
-    """A setting's score is sum(values) / sum(weights) over the sequences; more is better."""
-
-    values: Tensor  # (settings, S) float64
-    weights: Tensor  # (S,) float64
-
-
-class Metric(NamedTuple):
-    """How to score settings, and the ones to try."""
-
-    score: Callable[[Source, Sequence[Setting]], Scores]
-    grid: Grid
-    meaning: str
-
-
-@torch.inference_mode()
-def negative_nll(source: Source, settings: Sequence[Setting]) -> Scores:
-    """Minus the mean NLL of all gold tokens; all settings from one forward of both models over the data."""
-    found, count = numbered_batches(source.data, source.tokenizer, source.batch_size, source.max_length)
-    rank, size = rank_and_size()
-    mine = itertools.islice(found, rank, None, size)
-    share = None if count is None else len(range(rank, count, size))
-    families: dict[Setting, list[int]] = {}
-    for index, setting in enumerate(settings):
-        families.setdefault(setting._replace(mu=0.0), []).append(index)
-    parts = []
-    for batch in tqdm(mine, total=share, desc="select by nll", disable=not source.progress or rank > 0):
-        pre, ft, labels = labelled_logits(source.steered, batch)
-        rows = len(batch["labels"])
-        sums = torch.empty(len(settings), rows, dtype=torch.float64)
-        for family, members in families.items():
-            mus = torch.tensor([settings[i].mu for i in members], dtype=torch.float32, device=ft.device)
-            nll = steered_nll(pre, ft, labels, mus, **family.keywords)
-            sums[members] = nll.double().unflatten(0, (rows, -1)).sum(1).T.cpu()
-        tokens = (labels != IGNORE_INDEX).unflatten(0, (rows, -1)).sum(1).cpu()
-        parts.append((batch["sequence"], -sums, tokens))
-    numbers, values, tokens = (torch.cat(column, -1) for column in zip(*gather(parts), strict=True))
-    order = numbers.argsort()
-    order = order[tokens[order] > 0]
-    return Scores(values[:, order], tokens[order].double())
-
-
-def exact_match(source: Source, settings: Sequence[Setting]) -> Scores:
-    """Share of greedy answers, first lines, that equal the completion but for case and outer punctuation and spaces."""
-
-    if (
-        source.tokenizer is None
-        or not isinstance(source.data[0], dict)
-        or not isinstance(source.data[0].get("prompt"), str)
-    ):
-        raise ValueError("data must be texts with prompt and completion, and tokenizer given, for select='exact_match'")
-    examples = list(source.data)
-    lengths = [len(source.tokenizer(example["completion"]).input_ids) for example in examples]
-    mine, steered, columns = shard(examples), source.steered, []
-    for index, setting in enumerate(settings):
-        steered.settings = setting
-        answers = answer_all(
-            functools.partial(generate, steered),
-            source.tokenizer,
-            mine,
-            name=f"setting {index + 1} of {len(settings)}",
-            device=steered.device,
-            max_new_tokens=min(max(lengths) + 1, LONGEST_ANSWER),
-            batch_size=source.batch_size,
-            progress=source.progress and is_main(),
-        )
-        columns.append(answers.correct)
-    rows = gather([list(row) for row in zip(*columns, strict=True)])
-    return Scores(torch.tensor(rows, dtype=torch.float64).T, torch.ones(len(rows), dtype=torch.float64))
-
-
-METRICS = {
-    "nll": Metric(
-        negative_nll,
-        Grid(mus=(0.1, 0.25, 0.5, 1.0, 2.0, 4.0), alphas=(0.01, 0.1, 0.3), penalties=(0.0, -1.0)),
-        "minus the mean NLL of all gold tokens, nats",
-    ),
-    "exact_match": Metric(
-        exact_match,
-        Grid(mus=(0.25, 0.5, 1.0, 2.0), alphas=(ALPHA,), penalties=(-math.inf, 0.0)),
-        "share of greedy answers equal to the completion",
-    ),
-}
-
-
-def check_metric(name: str) -> Metric:
-    """The metric of that name; ValueError lists those that exist."""
-    if name not in METRICS:
-        raise ValueError(f"select must be one of {', '.join(METRICS)}, got {name!r}")
-    return METRICS[name]
+_LEAST_SCALE = 0.05
+"""An exact strength nearer to 0 says nothing of the scale."""
 
 
 def select_settings(
@@ -172,14 +55,15 @@ def select_settings(
         tokenizer: see `calibrate`.
         batch_size: see `calibrate`.
         max_length: see `calibrate`.
-        grid: None takes the metric's own.
+        grid: settings to compare; None takes multiples of the exact strengths, as the metric's `Scale` says.
         seed: of the bootstrap and of the halves.
         progress: show bars on stderr.
 
     Returns:
         "metric", "meaning", "best" (a row of the table), "table" (a row for each setting: mu, alpha, penalty, direction, score,
-        and against the warm start, which is the first row, gain and its 95% interval), "cross_fitted" (gain and interval of a
-        choice that did not see what it is judged on; None with fewer than 2 sequences) and "num_sequences".
+        and against the warm start, which is the first row, gain and its 95% interval; these three are None for settings that
+        were screened out, and "screened" is the cheap score, where there is one), "cross_fitted" (gain and interval of a choice
+        that did not see what it is judged on; None with fewer than 2 sequences) and "num_sequences".
     """
 
     chosen = check_metric(metric)
@@ -187,24 +71,57 @@ def select_settings(
         raise ValueError("data must be a list or a Dataset where select= is given: it is read more than once")
     if not len(data):
         raise ValueError("data is empty")
-    settings = (grid or chosen.grid).settings()
-    steered = steer(model, pretrained=pretrained, mu=0.0)
-    scores = chosen.score(Source(steered, data, tokenizer, batch_size, max_length, progress), settings)
+    if chosen.screen is not None:
+        first = data[0]
+        texts = isinstance(first, Mapping) and all(isinstance(first.get(name), str) for name in COLUMNS)
+        if tokenizer is None or not texts:
+            raise ValueError(
+                f"data must be texts with prompt and completion, and tokenizer given, for select={metric!r}"
+            )
+    source = Source(steer(model, pretrained=pretrained, mu=0.0), data, tokenizer, batch_size, max_length, progress)
+    if grid is not None:
+        settings = grid.settings()
+    else:
+        shared: dict[str, Any] = dict(pretrained=pretrained, tokenizer=tokenizer, batch_size=batch_size)
+        bar = "exact strengths" if progress else None
+        found = collect(model, data, chosen.scale.families(), max_length=max_length, seed=seed, progress=bar, **shared)
+        settings = chosen.scale.settings({family: _scale_of(curve) for family, curve in found.curves.items()})
+    screened, winners = None, None
+    if chosen.screen is not None:
+        screened = chosen.screen(source, settings)
+        winners = [_best(_means(screened, half)) for half in halves(len(screened.weights), seed)]
+    ran = list(range(len(settings))) if winners is None else sorted({0, *winners})
+    scores = chosen.score(source, [settings[index] for index in ran])
     if not len(scores.weights):
         raise ValueError("data has no labelled token: it is empty, or all labels are -100")
-    means = scores.values.sum(1) / scores.weights.sum()
-    table = [
-        {**setting._asdict(), "score": mean, "gain": mean - means[0].item(), "interval": _interval(scores, index, seed)}
-        for index, (setting, mean) in enumerate(zip(settings, means.tolist(), strict=True))
+    means = _means(scores)
+    table: list[dict[str, Any]] = [
+        {**setting._asdict(), "score": None, "gain": None, "interval": None} for setting in settings
     ]
+    for place, index in enumerate(ran):
+        gain = (means[place] - means[0]).item()
+        table[index] |= {"score": means[place].item(), "gain": gain, "interval": _interval(scores, place, seed)}
+    for index, row in enumerate(table if screened is not None else ()):
+        row["screened"] = _means(screened)[index].item()
+    crossed = winners if winners is None else [ran.index(index) for index in winners]
     return {
         "metric": metric,
         "meaning": chosen.meaning,
-        "best": table[_best(means)],
+        "best": table[ran[_best(means)]],
         "table": table,
-        "cross_fitted": _cross_fitted(scores, seed),
+        "cross_fitted": _cross_fitted(scores, seed, crossed),
         "num_sequences": len(scores.weights),
     }
+
+
+def _scale_of(curve: NLLCurve) -> float:
+    """The exact strength; 1 where there is no minimum, or none to speak of."""
+    mu = curve.minima().nan_to_num(0.0).item()
+    return mu if _LEAST_SCALE < abs(mu) < MAX_STRENGTH else 1.0
+
+
+def _means(scores: Scores, sequences: Tensor | slice = slice(None)) -> Tensor:
+    return scores.values[:, sequences].sum(1) / scores.weights[sequences].sum()
 
 
 def _best(means: Tensor) -> int:
@@ -218,14 +135,13 @@ def _interval(scores: Scores, index: int, seed: int) -> list[float] | None:
     return list(interval(ratio_draws(scores.values[index] - scores.values[0], scores.weights, seed)))
 
 
-def _cross_fitted(scores: Scores, seed: int) -> dict[str, object] | None:
+def _cross_fitted(scores: Scores, seed: int, winners: list[int] | None) -> dict[str, object] | None:
+    """The gain of each half's winner on the other half; `winners` are those of a screen, None lets the scores choose."""
     count = len(scores.weights)
     if count < 2:
         return None
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     differences = torch.empty(count, dtype=torch.float64)
-    for fitted, judged in ((order[: count // 2], order[count // 2 :]), (order[count // 2 :], order[: count // 2])):
-        best = _best(scores.values[:, fitted].sum(1) / scores.weights[fitted].sum())
-        differences[judged] = scores.values[best, judged] - scores.values[0, judged]
-    draws = ratio_draws(differences, scores.weights, seed)
-    return {"gain": (differences.sum() / scores.weights.sum()).item(), "interval": list(interval(draws))}
+    for which, fitted in enumerate(halves(count, seed)):
+        best = _best(_means(scores, fitted)) if winners is None else winners[which]
+        differences[~fitted] = scores.values[best, ~fitted] - scores.values[0, ~fitted]
+    return difference(differences, scores.weights, seed)

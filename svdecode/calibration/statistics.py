@@ -94,7 +94,7 @@ def _summed(parts: list[tuple], owner: Tensor, count: int, numbers: Tensor) -> S
 
 
 def _gold_tokens(pre: Tensor, ft: Tensor, labels: Tensor, family: Family) -> GoldTokens:
-    out = fused_steer(pre, ft, 0.0, labels=labels, alpha=family.alpha, direction=family.setting(0.0).direction)
+    out = fused_steer(pre, ft, 0.0, labels=labels, **family.keywords)
     kept = out.logprobs.gather(1, labels[:, None]).squeeze(1) > -torch.inf
     values = (out.moments, out.mu_star, out.kl, out.num_kept, kept, torch.zeros_like(labels, dtype=torch.int32))
     return GoldTokens(*(value.cpu() for value in values))

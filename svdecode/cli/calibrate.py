@@ -145,7 +145,7 @@ def _check(
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if select is not None:
-        from svdecode.calibration.selection import check_metric
+        from svdecode.calibration.metrics import check_metric
 
         check_metric(select)
 

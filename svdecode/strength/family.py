@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +34,9 @@ class Family(NamedTuple):
         return Setting(mu, self.alpha, self.penalty, direction)
 
     @property
-    def whole(self) -> bool:
-        """Whether every gold token is scored: none is cut off."""
-        return self.alpha == 0 or self.penalty > -math.inf
+    def keywords(self) -> dict[str, Any]:
+        """As keyword arguments of an operator. Not for `TEMPERATURE`."""
+        return self.setting(0.0).keywords
 
     def coarse(self) -> Tensor:
         """(M,) float64: strengths of either sign, rising, for a first look; 0 twice (`svdecode.strength.nll_curve`)."""
