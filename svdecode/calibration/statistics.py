@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svdecode.calibration.row_nll import nll_of, rows_of
-from svdecode.constants import IGNORE_INDEX
+from svdecode.constants import IGNORE_INDEX, PENALTY
 from svdecode.models.forward_inputs import last_logits, positions_of, takes
 from svdecode.models.rows_of_both import PACKED
 from svdecode.models.steered_model import SteeredModel
@@ -94,7 +94,7 @@ def _summed(parts: list[tuple], owner: Tensor, count: int, numbers: Tensor) -> S
 
 
 def _gold_tokens(pre: Tensor, ft: Tensor, labels: Tensor, family: Family) -> GoldTokens:
-    out = fused_steer(pre, ft, 0.0, labels=labels, **family.keywords)
+    out = fused_steer(pre, ft, 0.0, labels=labels, **family._replace(penalty=PENALTY).keywords)  # to see what is kept
     kept = out.logprobs.gather(1, labels[:, None]).squeeze(1) > -torch.inf
     values = (out.moments, out.mu_star, out.kl, out.num_kept, kept, torch.zeros_like(labels, dtype=torch.int32))
     return GoldTokens(*(value.cpu() for value in values))
