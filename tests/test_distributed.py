@@ -17,6 +17,7 @@ import svdecode
 from svdecode.common.distributed import rank_and_size
 
 TIMEOUT = 120
+SETTINGS = ({"alpha": 0.0, "direction": "log_ratio"}, {"alpha": 0.1, "penalty": -1.0}, {"alpha": 0.0, "penalty": 0.0})
 LENGTHS = (9, 4, 12, 7, 10, 5, 8)  # an odd number of batches: the shares differ
 
 
@@ -41,8 +42,12 @@ def worker(output: Path, mode: str) -> None:
         output.with_suffix(".started").touch()
     die_at = 5 if mode == "die" and rank == 1 else None
     cal = svdecode.calibrate(tiny_lora(), batches(die_at), alpha=0.05, progress=False)
+    others = [
+        svdecode.calibrate(tiny_lora(), batches(), **setting, compare=False, progress=False).estimates["exact"]
+        for setting in SETTINGS
+    ]
     torch.save({"tokens": {**vars(cal.tokens.gold), **vars(cal.tokens.curve)}}, output.with_suffix(f".{rank}.pt"))
-    output.with_suffix(f".{rank}.json").write_text(json.dumps(cal.to_dict()))
+    output.with_suffix(f".{rank}.json").write_text(json.dumps({**cal.to_dict(), "others": others}))
 
 
 def start(rank: int, size: int, port: int, *arguments: object) -> subprocess.Popen:
@@ -90,6 +95,11 @@ def test_two_processes_find_what_one_does(alone, tmp_path):
         for name, value in expected["estimates"].items():
             assert found["estimates"][name] == pytest.approx(value, rel=1e-5), name
             assert found["intervals"][name] == pytest.approx(expected["intervals"][name], rel=1e-5, abs=1e-6), name
+        assert found["others"] == pytest.approx(expected["others"], abs=1e-4)
+        for row, other in zip(found["table"], expected["table"], strict=True):
+            assert (row["name"], row["num_tokens"]) == (other["name"], other["num_tokens"])
+            assert (row["mu"], row["gain"]) == pytest.approx((other["mu"], other["gain"]), rel=1e-4, abs=1e-6)
+        assert found["recommendation"]["use"] == expected["recommendation"]["use"]
         assert found["mean_kl"] == pytest.approx(expected["mean_kl"], rel=1e-6)
         for which, numbers in expected["gains"].items():
             assert found["gains"][which]["gain"] == pytest.approx(numbers["gain"], rel=1e-5, abs=1e-7)

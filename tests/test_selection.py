@@ -206,10 +206,21 @@ def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811
     assert first.returncode == 0, first.stderr
     assert "12 sequences" in " ".join(first.stdout.split())  # the calibration split
     assert "by cross-fitting" in first.stdout
+    assert "log_ratio" in first.stdout
+    assert "the paper's" in first.stdout
+    assert "Next: svdecode generate" in first.stdout or "--recommend saves that" in first.stdout
     assert "tokens/s" in first.stderr
     assert (adapter / "svdecode-calibration.png").read_bytes()[:4] == b"\x89PNG"
     report = (adapter / "svdecode-calibration.md").read_text()
     assert "](svdecode-calibration.png)" in report
+
+    chosen = run(*common, "--json", "--recommend")
+    assert chosen.returncode == 0, chosen.stderr
+    values = json.loads(chosen.stdout)
+    assert values["alpha"] == 0.0  # over the whole vocabulary, or no steering at all
+    assert values["mu"] == (
+        values["recommendation"]["row"]["mu"] if values["recommendation"]["use"] == "steering" else 0.0
+    )
 
     second = run(
         *common, "--json", "--held-out", examples, "--split", "all", "--select", "nll", "--estimator", "newton"
@@ -231,6 +242,8 @@ def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811
         ({"held_out": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"split": "training"}, "must be one of train, calibration, test"),
         ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"penalty": 0.5}, "penalty"),
+        ({"recommend": True, "select": "nll"}, "pass one of them"),
     ):
         with pytest.raises(ValueError, match=words):
             calibrate_command(data=str(examples), adapter=adapter, model=str(tiny_model), **options)

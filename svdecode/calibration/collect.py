@@ -2,7 +2,7 @@
 
 A first reading of a part of the data finds where each family's minimum lies, roughly. A reading of all of them looks there
 closely. Where a strength is not exact then, and only there, the data are read again. Few data cost one forward all the same:
-up to KEPT_LOGITS bytes of logits are kept from one reading to the next.
+where all logits take at most KEPT_LOGITS bytes, they are kept from one reading to the next.
 
 Only sums are kept of a batch (`strength/token_statistics.py` states their size). The data need no length. Data that cannot be
 read twice in the same order are kept in memory, as token ids.
@@ -137,9 +137,11 @@ class _Rows:
         yield from self._kept[:kept]
         for batch in itertools.islice(self.batches, kept, None):
             found = gold_rows(self._steered, batch), _digests(batch)
-            if self._bytes + found[0].bytes <= KEPT_LOGITS:
+            self._bytes += found[0].bytes
+            if self._bytes <= KEPT_LOGITS:
                 self._kept.append(found)
-            self._bytes += found[0].bytes  # nothing is kept after the first one that does not fit
+            else:
+                self._kept.clear()  # a part of the data would save a part of a reading, and hold its memory to the end
             yield found
 
 

@@ -127,7 +127,7 @@ def calibrate(
             seed=seed,
         )
     if is_main():
-        _show(found, as_json, adapter, recommend)
+        _show(found, as_json, model, adapter, recommend)
         _save(found, adapter, figure, as_json)
     wait()  # a process that leaves early would look dead to the others
 
@@ -165,7 +165,7 @@ def _figure(plot: Path | None, adapter: Path) -> Path | None:
     return None
 
 
-def _show(found: Calibration, as_json: bool, adapter: Path, recommend: bool) -> None:
+def _show(found: Calibration, as_json: bool, model: str | None, adapter: Path, recommend: bool) -> None:
     from svdecode.common.tables import bounds
 
     if as_json:
@@ -189,18 +189,22 @@ def _show(found: Calibration, as_json: bool, adapter: Path, recommend: bool) -> 
     if found.recommendation is not None:
         from svdecode.strength.fair_table import CAPTION, TITLE, table_cells
 
-        print_table(TITLE, *table_cells(found.table), words=("",))
+        print_table(TITLE, *table_cells(found.table), words=())
         print(CAPTION)
-        print(f"{found.recommendation['text']}\n{_next_command(found.recommendation['use'], adapter, recommend)}")
+        print(
+            f"{found.recommendation['text']}\n{_next_command(found.recommendation['use'], model, adapter, recommend)}"
+        )
     sys.stdout.flush()
 
 
-def _next_command(use: str, adapter: Path, recommend: bool) -> str:
+def _next_command(use: str, model: str | None, adapter: Path, recommend: bool) -> str:
     """What to type next."""
-    folder = shlex.quote(str(adapter))
+    options = "" if model is None else f"--model {shlex.quote(model)} "
+    mu = "" if use == "steering" else " --mu 0"
+    command = f'svdecode generate {options}--adapter {shlex.quote(str(adapter))}{mu} "..."'
     if use == "steering" and not recommend:
-        return f"The same command with --recommend saves that; then: svdecode generate --adapter {folder} --prompt ..."
-    return f"Next: svdecode generate --adapter {folder} {'' if use == 'steering' else '--mu 0 '}--prompt ..."
+        return f"The same command with --recommend saves that. Then: {command}"
+    return f"Next: {command}"
 
 
 def _save(found: Calibration, adapter: Path, figure: Path | None, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
 Interval = tuple[float, float]
 
-_BLOCK = 2**22  # entries of a matrix (draws, tokens or sequences)
+_BLOCK = 2**20  # entries of a matrix (draws, tokens or sequences)
 
 
 def bootstrap_estimates(tokens: TokenStatistics, seed: int = 0, number: int = RESAMPLES) -> dict[str, Tensor]:

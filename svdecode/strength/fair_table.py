@@ -26,7 +26,7 @@ from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
 Row = dict[str, Any]
 
-TITLE = "What could be done with this warm start, judged on tokens that did not choose the strength"
+TITLE = "Other ways to decode, on tokens that did not choose the strength"
 CAPTION = (
     "NLL and gains: nats per token; the gain over the warm start of the same block, and over its best temperature. "
     "Whole vocabulary: all gold tokens; alpha above 0: the kept gold tokens alone, masked."
