@@ -78,7 +78,9 @@ def test_the_named_base_decides(kind, bases, tmp_path):
     adapter = saved(tmp_path / "adapter", lora(**LORA[kind]), bases[DEEP])
     load_with_adapter(None, adapter)
     for layers in (1, 3):
-        sentence = rf"was trained on .* with 2 layers in its text model, and this model has {layers}: use the model that it"
+        sentence = (
+            rf"was trained on .* with 2 layers in its text model, and this model has {layers}: use the model that it"
+        )
         with pytest.raises(ValueError, match=sentence):
             load_with_adapter(str(bases[layers]), adapter)
 
@@ -89,7 +91,9 @@ def test_layers_that_are_named_one_by_one(kind, bases, tmp_path):
     adapter = saved(tmp_path / "adapter", lora(**LORA[kind]), tmp_path / "gone")
     assert "model.layers.1.mlp.gate_proj" in json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
     load_with_adapter(str(bases[DEEP]), adapter)
-    with pytest.raises(ValueError, match=r"a model of 2 layers, whose modules it names one by one, and this model has 3"):
+    with pytest.raises(
+        ValueError, match=r"a model of 2 layers, whose modules it names one by one, and this model has 3"
+    ):
         load_with_adapter(str(bases[3]), adapter)
     with pytest.raises(ValueError, match="does not fit the model: there is no place for"):
         load_with_adapter(str(bases[1]), adapter)
@@ -156,7 +160,9 @@ def test_files_of_older_versions(tmp_path):
     save_file({**weights, "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight": stray},
               tmp_path / "adapter_model.safetensors")  # fmt: skip
     model = MixtralForCausalLM(model.config)
-    with pytest.raises(ValueError, match=r"no place for .*layers\.2\.self_attn\.q_proj.* \(1 weights have no place, 0 are"):
+    with pytest.raises(
+        ValueError, match=r"no place for .*layers\.2\.self_attn\.q_proj.* \(1 weights have no place, 0 are"
+    ):
         load_adapter(model, tmp_path)
 
 
@@ -179,7 +185,9 @@ def test_one_more_adapter_of_a_model(bases, tmp_path):
     weights = load_file(other / "adapter_model.safetensors")
     weights.pop("base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight")
     save_file(weights, other / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"nothing for .*layers\.1\.self_attn\.v_proj\.lora_B.* \(0 .*, 1 are missing\)"):
+    with pytest.raises(
+        ValueError, match=r"nothing for .*layers\.1\.self_attn\.v_proj\.lora_B.* \(0 .*, 1 are missing\)"
+    ):
         load_another(model, other)
 
 
@@ -187,7 +195,9 @@ def test_steer_of_a_model_that_peft_loaded(bases, tmp_path):
     """Nothing of ours has loaded it."""
     adapter = saved(tmp_path / "adapter", tiny_lora(target_modules=["model.layers.0.mlp.up_proj"]), bases[DEEP])
     model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(bases[3]), adapter)
-    with pytest.raises(ValueError, match=r"the adapter 'default' was trained on .*layers2 with 2 layers in its text model"):
+    with pytest.raises(
+        ValueError, match=r"the adapter 'default' was trained on .*layers2 with 2 layers in its text model"
+    ):
         svdecode.steer(model, mu=1.0)
     svdecode.steer(PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(bases[DEEP]), adapter), mu=1.0)
 
