@@ -64,7 +64,13 @@ def check_fused_steer(call: Call, pre, ft, labels, mu) -> None:
         logprobs = svdecode.fused_steer(pre, ft, mu, **call.settings).logprobs
         return (logprobs.masked_fill(~logprobs.isfinite(), 0.0) * weights.to(logprobs)).sum()
 
-    assert_gradients_close(gradients(loss, pre, ft), gradients(loss, pre.double(), ft.double()))
+    # With "log_ratio" and mu = -1 the steered logits are logits_pre, and the gradient of logits_ft is g + mu * g = 0, with
+    # g = weights - p * sum(weights). What float32 leaves of it was 2.8 roundings of these terms at most in 36,000 calls.
+    p = truth.logprobs.exp().nan_to_num()
+    strength = mu if isinstance(mu, Tensor) else torch.full(p.shape[:-1], mu)
+    parts = weights.abs() + p * weights.sum(-1, keepdim=True).abs()
+    terms = ((1 + strength.abs())[..., None] * parts).amax().item()
+    assert_gradients_close(gradients(loss, pre, ft), gradients(loss, pre.double(), ft.double()), terms)
 
 
 def check_moments(call: Call, pre, ft, got, truth: Tensor) -> None:
@@ -99,7 +105,10 @@ def check_steered_nll(call: Call, pre, ft, labels, mu) -> None:
     def loss(pre, ft):
         return nll(pre, ft).nan_to_num(posinf=0.0).sum()
 
-    assert_gradients_close(gradients(loss, pre, ft), gradients(loss, pre.double(), ft.double()))
+    # A sure model's gradient is p(label) - 1, of which float32 keeps the roundings of 1, and that for every strength: 2e-7 of
+    # 1e-3 were off in 36,000 calls, as plain PyTorch in float32 is.
+    terms = (1 + strengths.abs()).sum().item()
+    assert_gradients_close(gradients(loss, pre, ft), gradients(loss, pre.double(), ft.double()), terms)
 
 
 def check_steer_sample(call: Call, pre, ft, labels, mu) -> None:

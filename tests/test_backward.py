@@ -14,12 +14,16 @@ import svdecode
 FINITE = [case for case in CASES if math.prod(case.shape) and case.shape[-1] < 20000]
 
 
-def assert_gradients_close(got, expected):
+def assert_gradients_close(got, expected, terms=0.0):
+    """1e-4 relative to the largest, or 1e-2 in a half dtype.
+
+    Where the truth is near 0, terms cancel in float32. What is left over has the size of the other gradient, or of 0.1, or
+    of four roundings of `terms`, the largest sum of magnitudes that an element is made of.
+    """
     sizes = [e.abs().nan_to_num().amax().item() if e.numel() else 0.0 for e in expected]
     for g, e, size in zip(got, expected, sizes, strict=True):
         tolerance = 1e-2 if g.dtype in (torch.bfloat16, torch.float16) else 1e-4
-        # Where the truth is 0, terms of the other gradient's size, or of size 0.1, cancel in float32.
-        leftover = 1e-7 * max(*sizes, 0.1)
+        leftover = max(1e-7 * max(*sizes, 0.1), 4 * 2**-24 * terms)
         torch.testing.assert_close(g.double(), e.double(), rtol=tolerance, atol=tolerance * size + leftover)
 
 

@@ -57,11 +57,29 @@ def test_a_folder_without_an_adapter(tmp_path):
     with pytest.raises(ValueError, match=r"adapter_config\.json is missing"):
         saved_adapter.check(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"adapter_config\.json is not the configuration of an adapter: peft_type is None"
+    ):
+        saved_adapter.check(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
         saved_adapter.check(tmp_path)
-    save_file({}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="not an adapter's configuration"):
+    (tmp_path / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not a file of weights: "):
         saved_adapter.check(tmp_path)
+
+
+def test_the_depth_of_the_model(tmp_path):
+    """A number of layers needs no vLLM either."""
+    model = tiny_lora()
+    model.save_pretrained(tmp_path)
+    saved_adapter.check_layers(tmp_path, tiny_llama().config)
+    deeper = tiny_llama().config
+    deeper.num_hidden_layers = 3
+    with pytest.raises(
+        ValueError, match="a model of 2 layers, whose modules it names one by one, and this model has 3"
+    ):
+        saved_adapter.check_layers(tmp_path, deeper)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -241,8 +241,8 @@ class _Run:
     def steps(self, folder: Path) -> None:
         """Compare warm start and SVDecode at each checkpoint of a folder."""
         from svdecode.evaluation.steps import checkpoints, evaluate_steps
-        from svdecode.models.base_model import base_name, check_fit, load_base
-        from svdecode.models.loading import load_adapter
+        from svdecode.models.base_model import base_name, load_base
+        from svdecode.models.loading import load_adapter, load_another
         from svdecode.warmstart.folder import step_folder
 
         adapted: PeftModel | None = None
@@ -251,11 +251,8 @@ class _Run:
             nonlocal adapted
             if adapted is None:
                 adapted = load_adapter(base, checkpoint)
-                check_fit(adapted, checkpoint)
-            else:
-                adapted.load_adapter(str(checkpoint), adapter_name=checkpoint.name)
-                adapted.set_adapter(checkpoint.name)
-            return adapted
+                return adapted
+            return load_another(adapted, checkpoint)
 
         with writing_to(self.output):
             first = step_folder(folder, checkpoints(folder)[0])

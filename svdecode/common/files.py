@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what goes into them as JSON."""
+"""Files that appear whole or not at all, what goes into them as JSON, and reading it back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+LARGEST_JSON = 16 * 2**20
+"""Bytes of the largest file that `read_object` takes: a calibration has some thousand, a list of all modules some 100,000."""
+LONGEST_INTEGER = 20
+"""Digits."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -64,6 +69,62 @@ def plain(value: Any) -> Any:
 def to_json(value: object, indent: int | None = None) -> str:
     """The one way in which svdecode writes JSON: strict (`plain`), with letters of all languages as they are."""
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def read_object(path: str | Path, what: str, largest: int | None = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file that somebody may have edited, or that is not ours; strict, as `to_json` writes it.
+
+    Args:
+        path: the file.
+        what: what it should be, with an article, for the message.
+        largest: bytes that a larger file is refused for, unread; None reads files of any size.
+
+    Raises:
+        ValueError: names the file, says `what` it is not and why: a folder, too large, not UTF-8, not JSON, nested too deeply,
+            no object, a key twice, NaN or an infinity, or an integer of more than `LONGEST_INTEGER` digits.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ValueError("it is a folder")
+        if largest is not None and path.stat().st_size > largest:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, and more than {largest:,} are not read")
+        found = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {json.dumps(found)[:40]}, which is no object in braces")
+    except RecursionError:
+        raise ValueError(f"{path} is not {what}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not {what}: {getattr(error, 'strerror', None) or error}") from None
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > LONGEST_INTEGER:
+        raise ValueError(f"the number {text[:LONGEST_INTEGER]}... has {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:LONGEST_INTEGER]} is not a finite number")
 
 
 class JsonLines:

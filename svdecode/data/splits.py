@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from svdecode.common import distributed
-from svdecode.common.files import write_atomically
+from svdecode.common.files import read_object, write_atomically
 from svdecode.data.conversations import texts_of
 from svdecode.data.examples import examples_of
 
@@ -123,8 +123,8 @@ class Splits:
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise ValueError(f"no splits in {folder}: {FILE_NAME} is missing (svdecode warmstart writes it)")
+        values = read_object(path, "a record of splits", largest=None)  # it grows with the data
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             schema = values.pop("schema")
             if schema != SCHEMA:
                 raise ValueError(f"schema {schema} is not {SCHEMA}")

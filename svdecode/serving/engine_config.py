@@ -27,6 +27,7 @@ def prepare(vllm_config: Any) -> None:
     check_version()
     served = Served.of(vllm_config.model_config.hf_config)
     saved_adapter.check(served.adapter)
+    saved_adapter.check_layers(served.adapter, vllm_config.model_config.hf_config)
     why = _why_not(vllm_config)
     if why is not None:
         raise ValueError(f"a steered model cannot be served with {why}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import functional
 from vllm.config.lora import LoRAConfig, MaxLoRARanks
@@ -38,8 +40,10 @@ def put_adapter(model: nn.Module, folder: Path, hf_config: Any) -> int:
         The number of layers that have it on this rank.
 
     Raises:
-        ValueError: the adapter names layers that this model has not, or that vLLM has no LoRA for.
+        ValueError: the adapter names layers that this model has not, or that vLLM has no LoRA for, or lacks weights for layers
+            that it names.
     """
+    config = PeftConfig.from_pretrained(str(folder))
     helper = PEFTHelper.from_local_dir(str(folder), None)
     packed = getattr(model, "packed_modules_mapping", {})
     linears = {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
@@ -55,13 +59,14 @@ def put_adapter(model: nn.Module, folder: Path, hf_config: Any) -> int:
     ).loras
     for weights in loras.values():
         weights.optimize()  # the scale goes into B
-    left, count = set(loras), 0
+    left, missing, count = set(loras), [], 0
     for name, layer in linears.items():
         parent, _, last = name.rpartition(".")
         parts = [f"{parent}.{part}" if parent else part for part in packed.get(last, [last])]
         if name in loras:
             parts = [name]  # packed in the checkpoint too
         found = [loras.get(part) for part in parts]
+        missing += [part for part in parts if part not in loras and check_target_module_exists(config, part)]
         if any(found):
             left -= set(parts)
             _attach(layer, *_factors(name, layer, parts, found, _config(helper, layer), hf_config))
@@ -71,6 +76,11 @@ def put_adapter(model: nn.Module, folder: Path, hf_config: Any) -> int:
         raise ValueError(
             f"the adapter in {folder} works on {', '.join(sorted(left)[:3])} ({len(left)} in all), which are no linear layers "
             f"of vLLM's {type(model).__name__}; {OTHERWISE}"
+        )
+    if missing:
+        raise ValueError(
+            f"the adapter in {folder} does not fit the model: there is nothing for {missing[0]} ({len(missing)} modules are "
+            "missing): use the model that it was trained on"
         )
     return count
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import PretrainedConfig
 
 from svdecode.common.digests import tensors_sha256
+from svdecode.models.adapter_fit import check_named_layers, check_trained_on
+from svdecode.models.loading import CONFIG_NAME, WEIGHTS_NAME, adapter_config, check_adapter_folder
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 OTHERWISE = (
     "serve the merged model by itself (peft's merge_and_unload; it is the adapted model, without steering), or steer in "
     "transformers (svdecode.steer)"
@@ -40,19 +41,23 @@ _REFUSED = {
 
 def check(folder: Path) -> None:
     """Raise ValueError unless the folder holds a LoRA on linear layers of a decoder, as peft saves it."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise ValueError(f"{folder} is not an adapter folder: {CONFIG_NAME} is missing")
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS_NAME}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not an adapter's configuration: {error}") from None
-    why = _why_not(kind, config) or _unknown_weights(folder)
+    check_adapter_folder(folder)
+    config = adapter_config(folder)
+    why = _why_not(config["peft_type"], config) or _unknown_weights(folder)
     if why is not None:
         raise ValueError(f"the adapter in {folder} {why}: vLLM's layers cannot hold that; {OTHERWISE}")
+
+
+def check_layers(folder: Path, model: PretrainedConfig) -> None:
+    """Raise ValueError where an adapter was trained on a model with more or fewer layers; `svdecode.models.adapter_fit` tells.
+
+    Args:
+        folder: of the adapter.
+        model: the configuration of the model under it.
+    """
+    which, config = f"the adapter in {folder}", adapter_config(folder)
+    check_trained_on(config, model, which)
+    check_named_layers(config, model, which)
 
 
 def _why_not(kind: str, config: dict[str, Any]) -> str | None:

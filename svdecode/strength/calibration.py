@@ -264,10 +264,10 @@ class Calibration:
     def from_pretrained(cls, folder: str | Path) -> Calibration:
         """Read what `save_pretrained` wrote; ValueError says what is missing or wrong."""
         path = Path(folder) / FILE_NAME
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f"no calibration in {folder}: {FILE_NAME} is missing (svdecode calibrate writes it)")
+        values, parts = storage.load(path.parent, cls, _NOT_IN_JSON)
         try:
-            values, parts = storage.load(path.parent, _PARTS)
             calibration = cls(**values, **parts)
             calibration._validate()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -278,7 +278,9 @@ class Calibration:
     def _validate(self) -> None:
         self.mean_kl = float(self.mean_kl)
         self.penalty = None if self.penalty is None else float(self.penalty)
-        sound = self.direction in DIRECTIONS and math.isfinite(self.mu) and self.estimates[self.estimator] == self.mu
+        sound = (
+            self.direction in DIRECTIONS and math.isfinite(self.mu) and self.estimates.get(self.estimator) == self.mu
+        )
         sound &= 0 <= self.alpha <= 1 and 0 < self.coverage <= 1 and self.num_tokens > 0
         sound &= self.penalty is None or self.penalty <= 0
         if not sound or not all(len(pair) == 2 for pair in self.intervals.values()):

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from svdecode.common.files import write_atomically
+from svdecode.common.files import read_object, write_atomically
+from svdecode.models.loading import CONFIG_NAME, WEIGHTS_NAME
 
 RECORD_NAME = "svdecode-warmstart.json"
 FIGURE_NAME = "training.png"
 SCHEMA = 1
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"
 _STATE_NAME = "trainer_state.json"
 
@@ -66,12 +66,9 @@ def read_record(output: str | Path) -> dict[str, object]:
     path = Path(output) / RECORD_NAME
     if not path.is_file():
         raise ValueError(f"no warm start in {output}: {RECORD_NAME} is missing")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"schema {record['schema']} is not {SCHEMA}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of a warm start: {error}") from None
+    record = read_object(path, "the record of a warm start", largest=None)  # it grows with the steps
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not the record of a warm start: schema {record.get('schema')} is not {SCHEMA}")
     return record
 
 

@@ -7,6 +7,7 @@ import shutil
 import kit
 import pytest
 import vllm
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from vllm.engine.arg_utils import EngineArgs
 
@@ -101,6 +102,34 @@ def test_another_version_of_vllm(llama, monkeypatch):
 def test_a_missing_strength_and_a_foreign_calibration(llama):
     with pytest.raises(ValueError, match="no calibration in"):
         engine_args(llama, llama / "lora")
+
+
+def test_a_model_of_more_layers_than_the_adapter_was_trained_on(models, tmp_path):
+    """It names its layers one by one; what it was trained on is not here. Also where vLLM is started without engine_args."""
+    targets = [f"model.layers.{layer}.mlp.up_proj" for layer in range(3)]
+    llama = shutil.copytree(kit.tiny(models, "llama", target_modules=targets), tmp_path / "llama")
+    arguments = engine_args(llama, llama / "lora", mu=0.5, **kit.small())
+    other(llama, "llama", "LlamaForCausalLM", num_hidden_layers=4)
+    with pytest.raises(
+        ValueError, match="a model of 3 layers, whose modules it names one by one, and this model has 4"
+    ):
+        configured(llama)
+    with pytest.raises(
+        ValueError, match="a model of 3 layers, whose modules it names one by one, and this model has 4"
+    ):
+        EngineArgs(**arguments).create_engine_config()
+
+
+@pytest.mark.engine
+def test_layers_that_the_adapter_has_not(models, tmp_path):
+    """Their names are the others': vLLM alone would leave these layers as they are."""
+    folder = shutil.copytree(kit.tiny(models, "llama", target_modules=["q_proj", "down_proj"]), tmp_path / "llama")
+    path = folder / "lora" / "adapter_model.safetensors"
+    save_file({name: x for name, x in load_file(path).items() if "layers.2." not in name}, path)
+    with pytest.raises(
+        ValueError, match=r"nothing for model\.layers\.2\.\S+ \(2 modules are missing\): use the model that"
+    ):
+        kit.engine(folder)
 
 
 @pytest.mark.engine
