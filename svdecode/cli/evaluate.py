@@ -276,19 +276,16 @@ class _Run:
             print(sentence, flush=True)
 
     def _show_steps(self, rows: list[dict[str, Any]]) -> None:
-        from svdecode.evaluation.steps import steps_table
+        from svdecode.evaluation.steps_report import WORTH_CAPTION, steps_tables, worth_sentences
         from svdecode.evaluation.tasks import find_task
 
         if self.as_json:
             print(to_json({"task": self.task, "steps": rows}), flush=True)
             return
         metric = find_task(self.task, self.settings["score"]).metrics[0].name
-        head, lines = steps_table(rows, metric)
-        # The NLL and the metric are a table each: together they are too wide for a terminal.
-        print_table(f"{self.task}: NLL over warm-start steps", head[:6], [line[:6] for line in lines])
-        print_table(
-            f"{self.task}: {metric} over warm-start steps", head[:1] + head[6:], [line[:1] + line[6:] for line in lines]
-        )
+        for title, head, lines in steps_tables(rows, metric):
+            print_table(f"{self.task} over warm-start steps: {title}", head, lines)
+        print("\n".join([WORTH_CAPTION, *worth_sentences(rows)]), flush=True)
 
     def _say_where(self, files: str) -> None:
         from svdecode.common import distributed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from svdecode.common.tables import with_interval
 from svdecode.common.terminal import print_table
-from svdecode.evaluation.steps import CAPTION, steps_table
+from svdecode.evaluation.steps_report import CAPTION, WORTH_CAPTION, steps_tables, worth_sentences
+from svdecode.strength.fair_table import CAPTION as FAIR_CAPTION
+from svdecode.strength.fair_table import TITLE, table_cells
 
 
 def _question(prompt: str) -> str:
@@ -55,8 +57,12 @@ def print_report(report: dict) -> None:
     samples = [[_question(row["prompt"]), row["gold"], *(row[name] for name in names)] for row in report["samples"]]
     head = ["question", "gold", *names]
     print_table(f"{report['answers_that_differ']} answers differ; three to look at", head, samples, words=head)
+    print_table(TITLE, *table_cells(report["table"]), words=())
+    print(f"{FAIR_CAPTION}\n{report['recommendation']['text']}\n")
     if report["steps"]:
-        print_table("after each checkpoint of the warm start, each calibrated", *steps_table(report["steps"], "NLL"))
+        for title, head, lines in steps_tables(report["steps"], "NLL")[:2]:
+            print_table(f"after each checkpoint: {title}", head, lines)
+        print("\n".join([WORTH_CAPTION, *worth_sentences(report["steps"]), ""]))
     print("Seconds: " + ", ".join(f"{name} {value}" for name, value in report["seconds"].items()))
     print(f"Figure: {report['figure']}")
     print(meaning(report), flush=True)

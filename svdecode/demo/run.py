@@ -22,12 +22,13 @@ from svdecode.common.files import check_writable, to_json, write_atomically
 from svdecode.data.examples import read_examples
 from svdecode.data.splits import FILE_NAME, Splits, data_hash
 from svdecode.decoding.answers import first_line
+from svdecode.demo.curves import direction_curves
 from svdecode.demo.facts import country_facts
 from svdecode.demo.figure import plot_demo
 from svdecode.demo.speed import tokens_per_second
 from svdecode.evaluation.report import Report
 from svdecode.evaluation.run import evaluate
-from svdecode.evaluation.steps import evaluate_steps, held_out_change
+from svdecode.evaluation.steps import best_way, checkpoints, evaluate_steps, held_out_change
 from svdecode.models.base_model import base_name, load_base
 from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_another
 from svdecode.models.steer import steer
@@ -37,7 +38,7 @@ from svdecode.warmstart.train import warmstart
 LEARNING_RATE, BATCH_SIZE = 2e-4, 4
 CHECKPOINTS = (12, 24, 48)  # of the 48 steps that the questions about countries give
 EVALUATION_BATCH, NEW_TOKENS = 16, 12
-CACHE_NAME = "demo-cache.json"
+CACHE_NAME, CACHE_FORMAT = "demo-cache.json", 2
 SYSTEMS = {"pre-trained": "pre-trained", "warm start": "warm start", "SVDecode (exact)": "SVDecode"}
 """The compared systems, and what the report calls them."""
 
@@ -104,12 +105,20 @@ def run(
     with _timed(seconds, "speed"):
         prompt = tokenizer(test_rows[0]["prompt"], return_tensors="pt").input_ids.to(adapted.device)
         speeds = tokens_per_second(adapted, steer(adapted, mu=calibration), prompt)
+    with _timed(seconds, "curves"):
+        curves = cache.values.get("curves") if adapter is None else None
+        if curves is None:
+            curves = direction_curves(adapted, test_rows, calibration, tokenizer, EVALUATION_BATCH, progress)
+            if adapter is None:
+                cache.keep("curves", curves)
     with _timed(seconds, "steps"):
         if adapter is None and not cache.holds("steps"):
             load = functools.partial(load_another, adapted)
+            last = checkpoints(folder)[-1]  # the adapter itself
             found = evaluate_steps(
-                "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows, **shared
-            )
+                "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows,
+                known={last: (calibration, nll)}, **shared,
+            )  # fmt: skip
             cache.keep("steps", found)
         steps = [] if adapter is not None else cache.values["steps"]
 
@@ -120,6 +129,10 @@ def run(
         "estimates": calibration.estimates,
         "coverage": calibration.coverage,
         "held_out": held_out_change(calibration),
+        **best_way(calibration),
+        "table": calibration.table,
+        "recommendation": calibration.recommendation,
+        "curves": curves,
         "nll_all_tokens": _means(nll, "NLL"),
         "exact_match": _means(answers, "exact match"),
         "exact_match_difference": answers.comparisons["exact match"]["SVDecode (exact)"],
@@ -130,7 +143,7 @@ def run(
         "figure": str(output / "demo.png"),
     }
     show(report)
-    plot_demo(report, calibration, output / "demo.png")
+    plot_demo(report, output / "demo.png")
     write_atomically(output / "demo.json", to_json(report, indent=2).encode())
     return report
 
@@ -177,10 +190,10 @@ def _trained(
 
 
 class _Cache:
-    """What an earlier run with the same model, data and settings left: its adapter, and what the checkpoints gained."""
+    """What an earlier run with the same model, data and settings left: adapter, curves, and what the checkpoints gained."""
 
     def __init__(self, path: Path, model: str | None, rows: list[dict[str, str]], splits: Splits) -> None:
-        settings = (model, rows, splits.parts, splits.seed, LEARNING_RATE, BATCH_SIZE, CHECKPOINTS)
+        settings = (CACHE_FORMAT, model, rows, splits.parts, splits.seed, LEARNING_RATE, BATCH_SIZE, CHECKPOINTS)
         self.path, key = path, hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.values = found if found.get("key") == key else {"key": key}

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what each system changes against the warm start, and the change over warm-start steps.
+"""The figure of an evaluation: what each system changes against the warm start.
 
 Every point has its 95% interval. A filled point's interval excludes 0, a hollow one's contains it. No axis is narrower than
 `SMALLEST_REACH`, so that noise does not look large. Markers tell what colours tell.
@@ -23,8 +23,7 @@ SMALLEST_REACH = 0.02
 """An axis of differences goes at least so far from 0: 2 points of a share, 0.02 nats."""
 
 _OUTLIER = 4.0  # times the median reach of the intervals: what lies beyond becomes an arrow at the edge
-_HOW_TO_READ = "95% intervals; filled: the interval excludes 0, hollow: it contains 0"
-_MOST_LABELS = 12
+HOW_TO_READ = "95% intervals; filled: the interval excludes 0, hollow: it contains 0"
 
 
 def plot_report(report: Report, path: str | Path) -> None:
@@ -53,7 +52,7 @@ def plot_report(report: Report, path: str | Path) -> None:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
     head = f"{report.task}: {report.model}, {report.questions} questions"
-    figure.suptitle(f"{head}\n{_HOW_TO_READ}, on the same questions" if report.comparisons else head, fontsize=10)
+    figure.suptitle(f"{head}\n{HOW_TO_READ}, on the same questions" if report.comparisons else head, fontsize=10)
     save_figure(figure, path)
 
 
@@ -61,7 +60,7 @@ def draw_values(axes: Axes, names: Sequence[str], found: dict[str, dict]) -> Non
     """Each system's value with its 95% interval, one below the other; found: system -> {"mean", "interval"}."""
     for row, name in enumerate(names):
         if name in found:
-            low, high = _ends(found[name], "mean")
+            low, high = ends_of(found[name], "mean")
             axes.plot([low, high], [row, row], color=_colour(name), linewidth=2)
             axes.plot(found[name]["mean"], row, _marker(name), color=_colour(name), markersize=6)
     axes.grid(axis="x", alpha=0.25)
@@ -83,7 +82,7 @@ def draw_differences(axes: Axes, names: Sequence[str], found: dict[str, dict], v
             if name in values:
                 axes.plot(0.0, row, marker, color=colour, markersize=6)
             continue
-        difference, (start, end) = found[name]["difference"], _ends(found[name], "difference")
+        difference, (start, end) = found[name]["difference"], ends_of(found[name], "difference")
         if end >= low and start <= high:
             axes.plot([max(start, low), min(end, high)], [row, row], color=colour, linewidth=2)
         face = "white" if start <= 0 <= end or found[name]["interval"] is None else colour
@@ -109,66 +108,7 @@ def draw_differences(axes: Axes, names: Sequence[str], found: dict[str, dict], v
     right.set_title("mean", loc="right", fontsize=8)
 
 
-def plot_steps(rows: list[dict], metric: str, task: str, path: str | Path) -> None:
-    """Two panels over warm-start steps: what SVDecode changes in the NLL of kept gold tokens, and in the task's metric.
-
-    Args:
-        rows: of `svdecode.evaluation.steps.evaluate_steps`.
-        metric: the task's first.
-        task: its name.
-        path: the file, in the format of its ending.
-    """
-    pyplot = load_pyplot()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    draw_change_over_steps(left, rows, "nll", "NLL, nats per kept gold token\n(below 0 is better)")
-    up = next(one.higher_is_better for one in find_task(task).metrics if one.name == metric)
-    draw_change_over_steps(right, rows, "metric", f"{metric} ({'above' if up else 'below'} 0 is better)")
-    head = f"{task}: what SVDecode changes after each checkpoint of the warm start, test questions"
-    figure.suptitle(f"{head}\n{_HOW_TO_READ}; small numbers: warm start, then SVDecode", fontsize=10)
-    save_figure(figure, path)
-
-
-def draw_change_over_steps(axes: Axes, rows: list[dict], key: str, label: str) -> None:
-    """The paired difference of SVDecode to the warm start after each checkpoint, with its 95% interval and both values.
-
-    Args:
-        axes: where to draw.
-        rows: {"step", "mu", "coverage", key, f"{key}_difference"} each, as `svdecode.evaluation.steps.evaluate_steps` gives.
-        key: "nll" or "metric".
-        label: what is measured, and its unit.
-    """
-    ends = [0.0]
-    for place, row in enumerate(rows):
-        found, values = row.get(f"{key}_difference"), row.get(key, {})
-        if not found:
-            continue
-        difference = found["difference"]
-        low, high = _ends(found, "difference")
-        face = "white" if low <= 0 <= high or found["interval"] is None else ORANGE
-        axes.plot([place, place], [low, high], color=ORANGE, linewidth=2, marker="_", markersize=8)
-        axes.plot(place, difference, "o", color=ORANGE, markerfacecolor=face, markersize=7, zorder=3)
-        ends += [low, high]
-        if len(rows) <= _MOST_LABELS:
-            pair = [values[name] for name in ("warm start", "SVDecode")]
-            pair = [value["mean"] if isinstance(value, dict) else value for value in pair]
-            axes.annotate(
-                f"{pair[0]:.3f}\n{pair[1]:.3f}", (place, difference), (8, 0), textcoords="offset points",
-                fontsize=8, va="center", color="#4a5568", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-            )  # fmt: skip
-    axes.axhline(0.0, color=GREY, linewidth=1, linestyle="--", label="no change", zorder=0)
-    low, high = min(*ends, -SMALLEST_REACH), max(*ends, SMALLEST_REACH)
-    axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    shown = range(0, len(rows), -(-len(rows) // _MOST_LABELS) or 1)
-    labels = [f"{(row := rows[i])['step']}\nmu {row['mu']:.2f}\ncoverage {row['coverage']:.2f}" for i in shown]
-    axes.set_xticks(list(shown), labels, fontsize=8)
-    axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("warm-start steps")
-    axes.set_ylabel(f"change of {label}", fontsize=9)
-    axes.legend(fontsize=8, loc="best")
-    axes.grid(axis="y", alpha=0.25)
-
-
-def _ends(found: dict, name: str) -> tuple[float, float]:
+def ends_of(found: dict, name: str) -> tuple[float, float]:
     """The interval, or the value twice where there is none."""
     low, high = found["interval"] or (found[name], found[name])
     return low, high
@@ -176,7 +116,7 @@ def _ends(found: dict, name: str) -> tuple[float, float]:
 
 def _view(rows: Sequence[dict]) -> tuple[float, float]:
     """From where to where the differences are drawn: all but the outliers, with 0, and no less than SMALLEST_REACH."""
-    intervals = [_ends(row, "difference") for row in rows]
+    intervals = [ends_of(row, "difference") for row in rows]
     reaches = [max(map(abs, ends)) for ends in intervals]
     limit = max(_OUTLIER * statistics.median_low(reaches or [0.0]), SMALLEST_REACH)
     ends = [end for found, reach in zip(intervals, reaches, strict=True) if reach <= limit for end in found]

@@ -1,36 +1,36 @@
-"""The gain over warm-start steps (the paper's Figure 3): warm start against SVDecode after each checkpoint of one run."""
+"""The gain over warm-start steps (the paper's Figure 3): warm start against SVDecode after each checkpoint of one run.
+
+And beyond the paper: the best way of decoding each checkpoint, against its best temperature, and what that is worth in steps.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from svdecode.calibration.calibrate import calibrate
 from svdecode.common import distributed
 from svdecode.common.files import to_json, write_atomically
-from svdecode.common.tables import markdown_table, with_interval
 from svdecode.constants import ALPHA, KL
-from svdecode.data.batches import collate, pad_token_id, with_prompt
+from svdecode.data.batches import with_prompt
 from svdecode.data.benchmarks import TRAIN
 from svdecode.data.sources import read_rows
 from svdecode.evaluation.comparison import NOT_KNOWN, verdict
-from svdecode.evaluation.figures import plot_steps
 from svdecode.evaluation.items import gold_rows, window
+from svdecode.evaluation.report import Report
 from svdecode.evaluation.run import evaluate
+from svdecode.evaluation.steps_figure import plot_steps
+from svdecode.evaluation.steps_report import steps_markdown
 from svdecode.evaluation.tasks import find_task
 from svdecode.evaluation.tasks.base import Metric, Question, Task
 from svdecode.evaluation.tasks.truthfulqa import EXAMPLES
 from svdecode.strength.calibration import Calibration
+from svdecode.strength.family import TEMPERATURE
+from svdecode.strength.worth import worths
 from svdecode.warmstart.train import step_folder
 
 NLL = Metric("NLL", higher_is_better=False)
-CAPTION = (
-    "Kept gold tokens: the tokens of the right answers that the warm start finds at least alpha times (by default a tenth) as "
-    "probable as its likeliest token; by default steering chooses no others. Coverage: their share of all tokens of the right "
-    "answers. NLL: mean of minus the log-probability, nats per token; lower is better. Kept NLL: that of kept gold tokens."
-)
-"""What the words of the steps' table mean."""
 
 
 def checkpoints(folder: str | Path) -> list[int]:
@@ -69,8 +69,10 @@ def calibrate_for(
         alpha, direction: as in `svdecode.calibrate`.
     """
     calibration, _ = _questions(find_task(task), calibration_data, data, few_shot)
-    batches = _gold_batches(calibration, model, tokenizer, batch_size)
-    return calibrate(model, batches, pretrained=pretrained, alpha=alpha, direction=direction, progress=progress)
+    return calibrate(
+        model, _gold_tokens(calibration, model, tokenizer), pretrained=pretrained, tokenizer=tokenizer, alpha=alpha,
+        direction=direction, batch_size=batch_size, compare=False, progress=progress,
+    )  # fmt: skip
 
 
 def evaluate_steps(
@@ -89,9 +91,10 @@ def evaluate_steps(
     output: str | Path | None = None,
     progress: bool = True,
     show: Callable[[list[dict]], None] | None = None,
+    known: Mapping[int, tuple[Calibration, Report]] | None = None,
     **settings: object,
 ) -> list[dict[str, object]]:
-    """Calibrate each checkpoint and compare warm start and SVDecode with the exact strength on the test data.
+    """Calibrate each checkpoint and compare warm start, best temperature and steering on the test data.
 
     Args:
         task: one of `svdecode.evaluation.tasks.TASKS`.
@@ -104,11 +107,14 @@ def evaluate_steps(
         few_shot, limit, batch_size, seed, progress: as in `evaluate`.
         output: folder for steps.json, steps.md and steps.png, and one folder per checkpoint, where an interrupted run goes on.
         show: called by the first process with the rows before they are saved.
+        known: by step, a checkpoint's calibration and report, made as here: with the test data held out, with the same seed and
+            settings. It is not read again where these are the same sequences, in the same order, as the other checkpoints'.
         settings: further arguments of `evaluate`.
 
     Returns:
-        One row per checkpoint: step, mu, coverage, "nll" of kept gold tokens (nats) and "nll_difference", "metric" (the task's
-        first) and "metric_difference", with intervals and verdicts.
+        One row per checkpoint: step; mu, coverage, "nll" of kept gold tokens (nats) and "nll_difference" under the paper's
+        setting; "metric" (the task's first) and "metric_difference"; and, over all gold tokens and the whole vocabulary,
+        "best", "temperature", "warm_start" (see `best_way`) and "worth" (see `svdecode.strength.worth.worths`). With intervals.
     """
     chosen = find_task(task, settings.get("score"))
     if chosen.judged and settings.get("judge") is None and settings.get("verdicts") is None:
@@ -117,17 +123,29 @@ def evaluate_steps(
     steps = checkpoints(folder)
     calibration, test = _questions(chosen, calibration_data, data, few_shot, limit)
     output = None if output is None else Path(output)
-    rows = []
+    rows, judged = [], []
+    first: Calibration | None = None
     for step in steps:
-        model = load(step_folder(folder, step))
-        batches = [_gold_batches(part, model, tokenizer, batch_size) for part in (calibration, test)]
-        found = calibrate(model, batches[0], held_out=batches[1], alpha=alpha, seed=seed, progress=progress)
-        report = evaluate(
-            task, data, model, tokenizer, mu=found, estimators=["exact"], ablations=False,
-            few_shot=few_shot, limit=limit, batch_size=batch_size, seed=seed, progress=progress,
-            output=None if output is None else step_folder(output, step), **settings,
-        )  # fmt: skip
-        rows.append({"step": step, "mu": found.mu, **held_out_change(found), **_metric_of(report, metric)})
+        found, report = (known or {}).get(step, (None, None))
+        if found is None or (first is not None and not _same_data(found, first)):
+            model = load(step_folder(folder, step))
+            parts = [_gold_tokens(part, model, tokenizer) for part in (calibration, test)]
+            found = calibrate(
+                model, parts[0], held_out=parts[1], tokenizer=tokenizer, alpha=alpha, batch_size=batch_size, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+            report = evaluate(
+                task, data, model, tokenizer, mu=found, estimators=["exact"], ablations=False,
+                few_shot=few_shot, limit=limit, batch_size=batch_size, seed=seed, progress=progress,
+                output=None if output is None else step_folder(output, step), **settings,
+            )  # fmt: skip
+        first = first or found
+        row = {"step": step, "mu": found.mu, **held_out_change(found), **_metric_of(report, metric), **best_way(found)}
+        rows.append(row)
+        judged.append([found.judged[row[name]["name"]] for name in ("warm_start", "best")])
+    warm, best = zip(*judged, strict=True)
+    for row, worth in zip(rows, worths(steps, warm, best, seed), strict=True):
+        row["worth"] = worth
     if show is not None and distributed.is_main():
         show(rows)
     if output is not None and distributed.is_main():
@@ -135,36 +153,6 @@ def evaluate_steps(
         write_atomically(output / "steps.md", steps_markdown(rows, task, metric).encode())
         plot_steps(rows, metric, task, output / "steps.png")
     return rows
-
-
-def steps_markdown(rows: list[dict], task: str, metric: str) -> str:
-    """A table of `evaluate_steps`, and one sentence for each checkpoint without a gain."""
-    head, lines = steps_table(rows, metric)
-    silent = [str(row["step"]) for row in rows if row["nll_difference"]["verdict"] == "no gain is shown"]
-    words = (
-        f"\nKept NLL: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
-    )
-    silent = [str(r["step"]) for r in rows if r["metric_difference"].get("verdict") == "no gain is shown"]
-    words += (
-        f"\n{metric}: no gain is shown after {', '.join(silent)} steps: the interval contains 0.\n" if silent else ""
-    )
-    return f"# {task}: gain over warm-start steps\n\n{markdown_table(head, lines)}\n{CAPTION}\n{words}"
-
-
-def steps_table(rows: list[dict], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows; the first NLL in nats per kept gold token."""
-    head = ["steps", "coverage", "mu", "kept NLL, warm start", "kept NLL, SVDecode", "difference [95%]",
-            f"{metric}, warm start", f"{metric}, SVDecode", "difference [95%]"]  # fmt: skip
-    lines = []
-    for row in rows:
-        nll, scores = row["nll"], row["metric"]
-        lines.append([
-            str(row["step"]), f"{row['coverage']:.2f}", f"{row['mu']:.2f}",
-            f"{nll['warm start']:.3f}", f"{nll['SVDecode']:.3f}", with_interval(row["nll_difference"], "difference", sign="+"),
-            *(f"{scores[name]['mean']:.3f}" if name in scores else "" for name in ("warm start", "SVDecode")),
-            with_interval(row["metric_difference"], "difference", sign="+"),
-        ])  # fmt: skip
-    return head, lines
 
 
 def _questions(
@@ -184,13 +172,33 @@ def _questions(
     return calibration, test[:limit]
 
 
-def _gold_batches(questions: list[Question], model: object, tokenizer: object, batch_size: int) -> list[dict]:
-    """Batches of gold answers after their prompts, for `calibrate` and `collect_tokens`."""
-    rows = [row for question in questions for row in gold_rows(question, tokenizer, window(model))]
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    encoded = [with_prompt(p, a) for p, a in rows]
-    pad = pad_token_id(tokenizer)
-    return [collate(encoded[i : i + batch_size], pad) for i in range(0, len(encoded), batch_size)]
+def _gold_tokens(questions: list[Question], model: object, tokenizer: object) -> list[dict[str, list[int]]]:
+    """The gold answers after their prompts as token ids, in the order of the questions, for `calibrate`."""
+    return [with_prompt(*row) for question in questions for row in gold_rows(question, tokenizer, window(model))]
+
+
+def _same_data(one: Calibration, other: Calibration) -> bool:
+    return (one.data, one.held_out_data) == (other.data, other.held_out_data)
+
+
+def best_way(calibration: Calibration) -> dict[str, dict[str, object]]:
+    """Over the whole vocabulary: the better direction at its best strength, the best temperature, and the warm start.
+
+    Args:
+        calibration: made with `compare` and `held_out`.
+
+    Returns:
+        "best", "temperature" and "warm_start", each a row of the fair table (`svdecode.strength.fair_table.fair_table`): name,
+        direction, mu, nll, gain and interval over the warm start, over_temperature. Which direction is the better one is seen
+        on the same tokens.
+    """
+    rows = [row for row in calibration.table if row["scored"] == "all"]
+    steering = [row for row in rows if row["over_temperature"] is not None]
+    return {
+        "best": min(steering, key=lambda row: row["nll"]),
+        "temperature": next(row for row in rows if row["direction"] == TEMPERATURE),
+        "warm_start": next(row for row in rows if row["direction"] is None),
+    }
 
 
 def held_out_change(calibration: Calibration) -> dict[str, object]:
