@@ -107,6 +107,18 @@ def test_cross_fitting_judges_by_the_other_half(monkeypatch):
     assert all(int(sequences.sum()) == 10 for sequences in halves)
     assert all(bool((a ^ b).all()) for a, b in zip(halves[::2], halves[1::2], strict=True))
 
+    monkeypatch.undo()
+    cal = calibrated(pre, ft, labels)[0]
+    family = Family("log_ratio", 0.0)
+    fitted = halves[0].repeat_interleave(4)
+    total = 0.0
+    for fit, judge in ((fitted, ~fitted), (~fitted, fitted)):
+        mu = best_of_a_grid(pre[fit], ft[fit], labels[fit], family)
+        at = reference_nll(pre[judge], ft[judge], labels[judge], family, [0.0, mu])
+        total += (at[0] - at[1]).item() / 2
+    row = by_name(cal)["log_ratio, whole vocabulary"]
+    assert row["gain"] == pytest.approx(total, abs=1e-4)
+
 
 def test_what_is_refused():
     pre, ft, labels = planted_rows(8)

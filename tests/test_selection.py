@@ -195,6 +195,22 @@ def test_at_most_three_settings_are_generated(monkeypatch):
     assert found["best"]["score"] is not None
 
 
+def test_a_screen_is_cross_fitted(monkeypatch):
+    """Setting 1 is best on the first half and setting 2 on the other; each winner is judged where it did not win."""
+    from svdecode.strength.bootstrap import halves
+
+    first, _ = halves(20, 0)
+    values = torch.stack([torch.zeros(20), first.double(), (~first).double()])
+    metric = Metric(lambda _, settings: Scores(values, torch.ones(20).double()), Scale((1.0,), (0.0,)), "m")
+    metric = metric._replace(screen=lambda *_: Scores(values, torch.ones(20).double()))
+    monkeypatch.setitem(METRICS, "planted", metric)
+    grid = Grid(mus=(1.0, 2.0), alphas=(0.1,), penalties=(0.0,), directions=("kl",))
+    data = [{"prompt": "a", "completion": "b"}]
+    found = select_settings(tiny_lora(), data, "planted", tokenizer=object(), grid=grid, progress=False)
+    assert found["best"]["gain"] == 0.5
+    assert found["cross_fitted"]["gain"] == 0.0
+
+
 def test_command_line(tiny_model, examples, tmp_path):  # noqa: F811
     adapter, shared = tmp_path / "adapter", ("--model", tiny_model, "--data", examples)
     trained = run(
