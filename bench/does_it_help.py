@@ -19,7 +19,7 @@ from pathlib import Path
 from svdecode.calibration.calibrate import calibrate
 from svdecode.common.figures import BLUE, GREY, ORANGE, load_pyplot, save_figure
 from svdecode.common.files import to_json, write_atomically
-from svdecode.common.tables import markdown_table
+from svdecode.common.tables import markdown_table, with_interval
 from svdecode.data.examples import read_examples
 from svdecode.data.splits import Splits, prompt_key
 from svdecode.demo.facts import country_facts
@@ -99,6 +99,30 @@ def collected(output: Path) -> dict[str, dict[int, dict]]:
     return {name: dict(sorted(steps.items())) for name, steps in found.items()}
 
 
+def summary(found: dict[str, dict[int, dict]]) -> str:
+    """One row for each data set and checkpoint: gains over the warm start, over all gold tokens, and what is recommended."""
+    ways = list(WAYS["whole"])
+    head = [
+        "data",
+        "steps",
+        "NLL",
+        *(label for label, _, _ in WAYS["whole"].values()),
+        "log_ratio over temperature",
+        "do",
+    ]
+    lines = []
+    for name, steps in found.items():
+        for step, values in steps.items():
+            rows = {row["name"]: row for row in values["table"]}
+            gains = [with_interval(rows[way], "gain", sign="+") for way in ways]
+            over = with_interval(rows[ways[-1]]["over_temperature"], "gain", sign="+")
+            row = values["do"]["row"]
+            do = {"steering": row and f"{row['direction']}, mu {row['mu']:.2f}", "temperature": "temperature"}
+            nll = f"{rows['warm start']['nll']:.3f}"
+            lines.append([name, str(step), nll, *gains, over, do.get(values["do"]["use"], "keep the LoRA")])
+    return markdown_table(head, lines)
+
+
 def markdown(found: dict[str, dict[int, dict]]) -> str:
     """One table for each data set and checkpoint, and its recommendation."""
     parts = []
@@ -106,7 +130,7 @@ def markdown(found: dict[str, dict[int, dict]]) -> str:
         for step, values in steps.items():
             title = f"## {name}, after {step} steps"
             parts.append(f"{title}\n\n{markdown_table(*table_cells(values['table']))}\n{values['do']['text']}\n")
-    return "\n".join([f"{CAPTION}\n", *parts])
+    return "\n".join([summary(found), f"{CAPTION}\n", *parts])
 
 
 def plot(found: dict[str, dict[int, dict]], which: str, path: Path) -> None:

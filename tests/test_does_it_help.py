@@ -46,6 +46,11 @@ def test_pages_and_figures(tmp_path, monkeypatch, capsys):
         page.index("## countries, after 12 steps") < page.index("## countries, after 48 steps") < page.index("## other")
     )
     assert page.count("| log_ratio, whole vocabulary |") == 4
+    first = page.splitlines()[2].split(" | ")
+    row = next(row for row in cal.table if row["name"] == "log_ratio, whole vocabulary")
+    assert first[0:2] == ["| countries", "12"]
+    other = next(line for line in page.splitlines() if line.startswith("| other | 48 |"))
+    assert f"{row['gain']:+.3f} [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]" in other
     assert list(json.loads((tmp_path / "results.json").read_text())["other"]) == ["12", "48"]
     for which in ("whole", "masked"):
         assert (tmp_path / f"does-it-help-{which}.png").read_bytes()[:4] == b"\x89PNG"
