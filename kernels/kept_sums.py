@@ -124,8 +124,8 @@ def kept_sums_kernel(
 ):
     """Store the kept sums (SUMS) and the steered normaliser (STEER) of a group's tiles with kept tokens.
 
-    With SUMS the first program of a row also merges it for the launches after, and stores the KL. With FINISH (a penalty of -inf,
-    no labels) it stores all that is left of a valid row with few kept tokens; the launch after has nothing to do then.
+    With SUMS the first program of a row also merges it for the launches after, and stores the KL. With FINISH (a penalty of
+    -inf, no labels) it stores all that is left of a valid row with few kept tokens; the launch after has nothing to do then.
     """
     row_index = tl.program_id(0)
     group = tl.program_id(1)
