@@ -21,12 +21,16 @@ CUDA_SPLIT, CUDA_WARPS = 4096, 8
 
 
 class Work(NamedTuple):
-    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, per token."""
+    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, per token.
+
+    `straight`: it goes round no loop over tiles, since it holds all of them.
+    """
 
     tokens: int
     read: int = 0
     written: int = 0
     exponentials: float = 0
+    straight: bool = False
 
 
 class Launch(NamedTuple):
@@ -108,7 +112,10 @@ CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 
 _NOTHING = Work(SPLIT)
-_KEPT_TILES = Work(SPLIT, read=4 * LIKELY * TILE // SPLIT, exponentials=2 * LIKELY * TILE / SPLIT)
+# Of the tiles of a row that one program finishes, logits_ft alone is read, and an exponential or two is taken per slot.
+_HELD_TILES = Work(
+    SPLIT, 2 * LIKELY * TILE / SPLIT, exponentials=2 * LIKELY * TILE / SPLIT / settings.SLOT, straight=True
+)
 _STEER = (("DROP", True), ("MU", 0), ("KL_DIRECTION", True))
 
 
@@ -123,15 +130,14 @@ def _statistics(with_kl: bool, fill: float | None) -> Launch:
 
 
 def _dense(with_kl: bool) -> Operator:
-    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl))
+    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl), ("FINISH", True))
     output = (*_STEER, ("LABELS", False), ("DENSE", True))
-    written = _KEPT_TILES._replace(written=_KEPT_TILES.read, exponentials=_KEPT_TILES.exponentials / 2)
     return Operator(
         8,
         [
             _statistics(with_kl, -math.inf),
-            Launch("kept_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=sums),
-            Launch("steered_output_kernel", _NOTHING, written, groups, 1, constants=output),
+            Launch("kept_sums_kernel", _NOTHING, _HELD_TILES, groups, 1, constants=sums),
+            Launch("steered_output_kernel", _NOTHING, _NOTHING, groups, 1, constants=output),
         ],
     )
 
@@ -156,8 +162,7 @@ OPERATORS: dict[str, Operator] = {
         4,
         [
             _statistics(False, None),
-            Launch("sample_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=_GREEDY),
-            Launch("pick_token_kernel", _NOTHING, _NOTHING, one, constants=_GREEDY),
+            Launch("sample_sums_kernel", _NOTHING, _HELD_TILES, groups, 1, constants=(*_GREEDY, ("FINISH", True))),
         ],
     ),
     "dense with KL, CUDA": Operator(

@@ -62,17 +62,21 @@ def counted_loops(code: list[Instruction]) -> dict[int, int]:
     return found
 
 
-def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 0) -> list[Instruction]:
+def path(
+    code: list[Instruction], exactly: tuple[int, int], exponentials: int = 0, straight: bool = False
+) -> list[Instruction]:
     """The shortest way from the entry to an exit on which a thread moves what the row makes it move.
 
     `exactly`: bytes of logits that it loads and stores (16 or more at a time); `exponentials`: how many it takes at least. That
     is the way of a peaked row: it skips what only kept tokens or infinities need. Counted loops run as often as they count,
-    others as often as there is something to move. "Shortest" counts instructions. ValueError where no way does the work.
+    others as often as there is something to move; with `straight` those others once. "Shortest" counts instructions. ValueError
+    where no way does the work.
     """
     ranges = dict(blocks(code))
     work = {first: _work(code[first:end]) for first, end in ranges.items()}
     lengths = {first: sum(x.name != "NOP" for x in code[first:end]) for first, end in ranges.items()}
-    loops = list(counted_loops(code).items())
+    counted = counted_loops(code)
+    loops = list(counted.items())
     start = (0, (0, 0), 0, (0,) * len(loops))
     best = {start: 0}
     came_from: dict[tuple, tuple] = {}
@@ -93,6 +97,8 @@ def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 
             continue
         last = ranges[first] - 1
         for following in successors(code, last):
+            if straight and following <= last and last not in counted:
+                continue
             after_rounds = _next_rounds(code, loops, rounds, last, following)
             after = (following, moved, done, after_rounds)
             if after_rounds is not None and cost + lengths[first] < best.get(after, math.inf):

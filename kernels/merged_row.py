@@ -26,19 +26,27 @@ ROW_MAX, ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE, ROW_TOP_DELTA, ROW_REST, ROW_TILES 
 
 
 @triton.jit
+def _sum_and_two_maxima(x1, y1, z1, x2, y2, z2):
+    return x1 + x2, tl.maximum(y1, y2), tl.maximum(z1, z2)
+
+
+@triton.jit
 def merge_row(fields, used, maxima, WIDTH: tl.constexpr):
     """(row, total, top_excluded, valid) from the tiles in their order; `valid` is false for NaN, +inf, all -inf."""
     totals = load_field(fields, TOTAL, used, 0.0, WIDTH)
     raw_pre_tops = load_field(fields, PRE_TOP, used, NEG_INF, WIDTH)
     weighted = load_field(fields, WEIGHTED, used, 0.0, WIDTH)
-    pre_max = tl.max(load_field(fields, PRE_MAX, used, NEG_INF, WIDTH), 0)
-    maximum, total = merge_totals(maxima, totals)
-    raw_pre_top = tl.max(tl.where(maxima == maximum, raw_pre_tops, NEG_INF), 0)
+    pre_maxima = load_field(fields, PRE_MAX, used, NEG_INF, WIDTH)
+    maximum = tl.max(maxima, 0)
+    scale = scale_to(maxima, maximum)
+    tops = tl.where(maxima == maximum, raw_pre_tops, NEG_INF)
+    # Three reductions at once take half as many barriers.
+    total, raw_pre_top, pre_max = tl.reduce((totals * scale, tops, pre_maxima), 0, _sum_and_two_maxima)
     top_excluded = raw_pre_top == NEG_INF
     pre_top = tl.where(top_excluded, finite_or_zero(maximum), raw_pre_top)
     pre_tops = tl.where(raw_pre_tops == NEG_INF, finite_or_zero(maxima), raw_pre_tops)
     offset = finite_or_zero(maxima - finite_or_zero(maximum)) - (pre_tops - pre_top)
-    centre = tl.sum((weighted + totals * offset) * scale_to(maxima, maximum), 0) / total
+    centre = tl.sum((weighted + totals * offset) * scale, 0) / total
     row = (maximum, 1.0 / total, pre_top, centre)
     return row, total, top_excluded, is_valid(total, centre, pre_max)
 

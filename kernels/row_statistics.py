@@ -31,6 +31,8 @@ MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL, LOST = (tl.constexpr(i) for i
 OWN_FIELDS = 7
 FIELDS = tl.constexpr(14)
 RECORD = tl.constexpr(8)
+ROW_ARRIVED = tl.constexpr(7)
+"""Where the record of a row counts the programs of its second launch that have done their part; an integer."""
 FEW_TILES, FEW_TOKENS = (tl.constexpr(few) for few in (settings.FEW_TILES, settings.FEW_TOKENS))
 
 
@@ -120,7 +122,8 @@ def row_statistics_kernel(
         if WITH_KL:
             lost = max_of_tile(((a == NEG_INF) & (z > NEG_INF)).to(tl.float32))
 
-    _record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    tl.store(record + ROW_ARRIVED, 0.0, mask=split == 0)  # the bits of the integer 0
     fields += split * TILES + tl.arange(0, TILES)
     tl.store(fields + MAX * WIDTH, maximum)
     tl.store(fields + TOTAL * WIDTH, total)

@@ -13,6 +13,8 @@ and in every run, whatever the groups are.
   each), so the launch takes the time of one program.
 - GROUP = 16: no fewer tiles for each of them, since every program reads all maxima of its row.
 - FEW_TILES = 4: so many tiles are left to the row's first program, which has merged the row: the others end at once.
+- HELD_TILES = 2: so many kept tiles one program of a small launch holds in registers, which then finishes the row alone.
+- SLOT = 8: of so many tokens, 16 bytes of bf16, at most one may be kept for that. A thread loads a slot at once.
 - FEW_TOKENS = 32: of so many kept tokens in a tile only these are written, one by one.
 - STRENGTHS = 4: `steered_nll` evaluates so many strengths on a tile that it holds in registers (32 values per thread).
 - warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
@@ -32,6 +34,8 @@ SPLIT = TILE * TILES
 PROGRAMS = 1024
 GROUP = 16
 FEW_TILES = 4
+HELD_TILES = 2
+SLOT = 8
 FEW_TOKENS = 32
 STRENGTHS = 4
 WARPS = 4
