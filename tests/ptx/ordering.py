@@ -113,7 +113,9 @@ class GlobalOrder:
         self._performed: dict[int, np.ndarray] = {}  # block: by warp, the time up to which its writes are seen by all
         self._released: dict[int, Seen] = {}  # address: what an atomic there has published
         self._pending: dict[int, Seen] = {}  # warp: what its atomics read, until its next fence
-        self._acquired: dict[int, dict[int, tuple[int, Seen]]] = {}  # block: by warp, when it acquired what, since a barrier
+        self._acquired: dict[
+            int, dict[int, tuple[int, Seen]]
+        ] = {}  # block: by warp, when it acquired what, since a barrier
         self._visible: dict[int, Seen] = {}  # block: what all its warps may read
 
     def tick(self) -> int:
