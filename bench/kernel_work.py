@@ -7,21 +7,34 @@ does the `Work`, so a line that does not fit the kernel ends in an error that sa
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from inputs import LIKELY
 
 from svdecode.kernels import settings
+from svdecode.kernels.token_gradients import VECTOR
 
 SPLIT, TILE = settings.SPLIT, settings.TILE
-VECTOR = 2
-"""MODE of the backward of `steering_vector`."""
-CUDA_SPLIT, CUDA_WARPS = 4096, 8
+
+
+def _cuda_constant(name: str) -> int:
+    """A constant of `csrc/cuda/block.h` that is written there as a number."""
+    text = (Path(__file__).parents[1] / "csrc" / "cuda" / "block.h").read_text()
+    return int(re.search(rf"constexpr int {name} = (\d+);", text)[1])
+
+
+CUDA_THREADS, _CUDA_WARP = _cuda_constant("THREADS"), _cuda_constant("WARP")
+CUDA_WARPS = CUDA_THREADS // _CUDA_WARP
+CUDA_TILE = _cuda_constant("CHUNKS") * _CUDA_WARP * _cuda_constant("PER_LANE")
+CUDA_SPLIT = CUDA_WARPS * CUDA_TILE
 
 
 class Work(NamedTuple):
-    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, per token.
+    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, and logits
+    that are read one by one, per token.
 
     `straight`: it goes round no loop over tiles, since it holds all of them.
     """
@@ -30,6 +43,7 @@ class Work(NamedTuple):
     read: int = 0
     written: int = 0
     exponentials: float = 0
+    singles: float = 0
     straight: bool = False
 
 
@@ -83,7 +97,7 @@ def cuda_splits(rows: int, vocabulary: int) -> int:
 
 def _is_short(constants: dict) -> bool:
     """Whether a split without a kept token takes the short way of `logits_gradient_kernel`."""
-    return constants["DROP"] or constants["MODE"] == VECTOR
+    return constants["DROP"] or constants["MODE"] == VECTOR.value
 
 
 STREAMS: dict[str, Callable[[dict], Work | None]] = {
@@ -112,9 +126,10 @@ CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 
 _NOTHING = Work(SPLIT)
-# Of the tiles of a row that one program finishes, logits_ft alone is read, and an exponential or two is taken per slot.
+# Of the tiles of a row that one program finishes, logits_ft alone is read, and for each slot one of logits_pre.
+_SLOTS_PER_TOKEN = LIKELY * TILE / SPLIT / settings.SLOT
 _HELD_TILES = Work(
-    SPLIT, 2 * LIKELY * TILE / SPLIT, exponentials=2 * LIKELY * TILE / SPLIT / settings.SLOT, straight=True
+    SPLIT, 2 * LIKELY * TILE / SPLIT, exponentials=2 * _SLOTS_PER_TOKEN, singles=_SLOTS_PER_TOKEN, straight=True
 )
 _STEER = (("DROP", True), ("MU", 0), ("KL_DIRECTION", True))
 
@@ -146,8 +161,6 @@ _GREEDY = (*_STEER, ("GREEDY", True))
 _CUDA_STREAM = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
 # The last block of a row reads each of the LIKELY tiles with a kept token twice, a warp for each: as much again as a split.
 _CUDA_LAST = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
-
-CUDA_TILE, CUDA_THREADS = 512, 256
 
 
 def _rounds_over_tiles(vocabulary: int) -> int:

@@ -5,9 +5,9 @@
 3. `steered_output_kernel`   the scalars, and the log-probs of those tiles                                   (rows, groups)
 
 With a penalty of -inf and no labels step 2 finishes a row with few kept tokens (`held_row.py`), and step 3 has nothing to do.
-A peaked row is thus read once and written once. Only the tiles (1024 tokens) that hold kept tokens
-are read again; K has at most 1 / (alpha p_max) tokens. With a finite penalty the third pass reads logits_ft again. When mu
-is the row's own mu_star, which needs the sums of step 2, that step runs twice: for the moments, then for the normaliser.
+A peaked row is thus read once and written once. Only the tiles (1024 tokens) that hold kept tokens are read again; K has at
+most 1 / (alpha p_max) tokens. With a finite penalty the third pass reads logits_ft again. When mu is the row's own mu_star,
+which needs the sums of step 2, that step runs twice: for the moments, then for the normaliser.
 """
 
 from __future__ import annotations

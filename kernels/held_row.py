@@ -28,16 +28,12 @@ def is_finished(record):
 
 
 @triton.jit
-def _first_last_count(first1, last1, count1, first2, last2, count2):
-    return tl.minimum(first1, first2), tl.maximum(last1, last2), count1 + count2
-
-
-@triton.jit
 def ends_of(some, WIDTH: tl.constexpr):
-    """(first, last, number) of some tiles of a row, in one reduction; first = WIDTH and last = -1 where there is none."""
+    """(first, last, number) of some tiles of a row; first = WIDTH and last = -1 where there is none."""
     index = tl.arange(0, WIDTH)
-    ends = (tl.where(some, index, WIDTH), tl.where(some, index, -1), some.to(tl.int32))
-    return tl.reduce(ends, 0, _first_last_count)
+    # Three reductions: a warp reduces integers in one instruction each, but a tuple of them in 15 shuffles.
+    first, last = tl.min(tl.where(some, index, WIDTH), 0), tl.max(tl.where(some, index, -1), 0)
+    return first, last, tl.sum(some.to(tl.int32), 0)
 
 
 @triton.jit

@@ -23,7 +23,6 @@ from svdecode.kernels.merged_row import (
     ROW_TOP_DELTA,
     load_row,
     merge_row,
-    row_kl,
     store_row,
 )
 from svdecode.kernels.row_algebra import (
@@ -142,7 +141,7 @@ def kept_sums_kernel(
         first, last, number = ends_of(kept, WIDTH)
         if (number <= HELD_TILES) & (group == 0):
             start, z = load_held(ft_row, first, last, vocabulary, ALIGN, TILE)
-            row, total, _top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+            row, total, kl, _top_excluded, valid = merge_row(fields, used, maxima, WITH_KL, WIDTH)
             token, z, keep, alone = kept_of_slots(start, z, threshold)
             finished = alone & valid
             if finished:
@@ -158,18 +157,17 @@ def kept_sums_kernel(
                 tl.store(count_out_ptr + row_index, tl.sum(keep.to(tl.int32), 0))
                 save_row(saved_out_ptr, row_index, row, total, normaliser, 0.0)
                 if WITH_KL:
-                    tl.store(kl_out_ptr + row_index, row_kl(fields, used, row, total, WIDTH))
+                    tl.store(kl_out_ptr + row_index, kl)
     if not finished:
         own = of_group(kept, group, group_size, WIDTH)
         tile = next_tile(own, 0, WIDTH)
         if (tile < WIDTH) | (SUMS and group == 0):
             if SUMS:
-                row, total, top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+                row, total, kl, top_excluded, valid = merge_row(fields, used, maxima, WITH_KL, WIDTH)
                 r = tl.where(top_excluded, 0.0, top_delta(row, KL_DIRECTION))
                 if group == 0:
                     store_row(record, fields, used, kept, maxima, row, total, top_excluded, valid, KL_DIRECTION, WIDTH)
                     if WITH_KL:
-                        kl = row_kl(fields, used, row, total, WIDTH)
                         tl.store(kl_out_ptr + row_index, tl.where(valid, kl, float("nan")))
             else:
                 row, _total = load_row(record)

@@ -152,7 +152,7 @@ def sample_sums_kernel(
             finished = group > 0
         if (number <= HELD_TILES) & (group == 0):
             start, z = load_held(ft_row, first, last, vocabulary, ALIGN, TILE)
-            row, total, _top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+            row, total, _kl, _top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
             token, z, keep, finished = kept_of_slots(start, z, threshold)
             if finished:
                 a = tl.load(pre_row + token, mask=keep, other=NEG_INF).to(tl.float32)
@@ -164,7 +164,7 @@ def sample_sums_kernel(
         wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
         tile = next_tile(wanted, 0, WIDTH)
         if (tile < WIDTH) | (group == 0):
-            row, total, top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+            row, total, _kl, top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
             if group == 0:
                 store_row(record, fields, used, kept, maxima, row, total, top_excluded, valid, KL_DIRECTION, WIDTH)
             opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift)

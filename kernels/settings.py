@@ -6,7 +6,7 @@ the order of the tiles. A tile's sums depend on nothing but V and the dtypes, so
 and in every run, whatever the groups are.
 
 - TILE = 1024: the unit that is read again when it holds a kept token. Peaked rows keep a few tokens, so 4 KB of bf16 pairs
-  each time; smaller tiles would cost more statistics (28 bytes per tile) than they save.
+  each time; smaller tiles would cost more statistics (24 bytes per tile) than they save.
 - TILES = 4: one warp for each tile. A warp sums its own tile without a barrier. A thread holds 32 tokens of each input, which
   are 4 (bf16) or 8 (fp32) independent loads of 16 bytes per input, enough in flight to hide memory latency.
 - PROGRAMS = 1024: about so many programs for a small launch. They run at once on an H100 (132 processors with 8 programs
