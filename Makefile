@@ -15,9 +15,10 @@ NEWER_MODEL_TESTS := $(addprefix tests/test_,arguments.py caches.py images.py ma
 
 # What runs on the kernels' PTX (tests/ptx): every operator, and the part of it that `make test` takes.
 PTX_TESTS := $(addprefix test_,fused_steer.py optimal_strength.py steered_nll.py steering_vector.py steer_sample.py \
-	steer_topk.py backward.py properties.py)
-# One dtype of each operator for all kernels, rows alone and in a batch, odd strides, and what contraction to fma loses.
-PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself)
+	steer_topk.py backward.py properties.py held_rows.py ptx_triton.py)
+# One dtype of each operator for all kernels, rows alone and in a batch, odd strides, what contraction to fma loses, and the
+# programs of a row that meet in an atomic.
+PTX_SUBSET := triton and (bfloat16 or bitwise or padded or sure_of_itself or test_ptx_triton)
 
 SERVING := .venv-serving
 

@@ -33,7 +33,8 @@ class Kernel(NamedTuple):
         """What a program of it executes for some work."""
         per_thread = work.tokens / (self.warps * WARP)
         moved = (int(work.read * per_thread), int(work.written * per_thread))
-        way = path(self.code, moved, int(work.exponentials * per_thread))
+        least = (int(work.exponentials * per_thread), int(work.singles * per_thread))
+        way = path(self.code, moved, *least, work.straight)
         return Program(way, self.warps, self.usage["registers"], self.usage["shared"])
 
 

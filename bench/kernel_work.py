@@ -7,26 +7,44 @@ does the `Work`, so a line that does not fit the kernel ends in an error that sa
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from inputs import LIKELY
 
 from svdecode.kernels import settings
+from svdecode.kernels.token_gradients import VECTOR
 
 SPLIT, TILE = settings.SPLIT, settings.TILE
-VECTOR = 2
-"""MODE of the backward of `steering_vector`."""
-CUDA_SPLIT, CUDA_WARPS = 4096, 8
+
+
+def _cuda_constant(name: str) -> int:
+    """A constant of `csrc/cuda/block.h` that is written there as a number."""
+    text = (Path(__file__).parents[1] / "csrc" / "cuda" / "block.h").read_text()
+    return int(re.search(rf"constexpr int {name} = (\d+);", text)[1])
+
+
+CUDA_THREADS, _CUDA_WARP = _cuda_constant("THREADS"), _cuda_constant("WARP")
+CUDA_WARPS = CUDA_THREADS // _CUDA_WARP
+CUDA_TILE = _cuda_constant("CHUNKS") * _CUDA_WARP * _cuda_constant("PER_LANE")
+CUDA_SPLIT = CUDA_WARPS * CUDA_TILE
 
 
 class Work(NamedTuple):
-    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, per token."""
+    """What a program does for the `tokens` that it is there for: bytes of logits read and written, exponentials, and logits
+    that are read one by one, per token.
+
+    `straight`: it goes round no loop over tiles, since it holds all of them.
+    """
 
     tokens: int
     read: int = 0
     written: int = 0
     exponentials: float = 0
+    singles: float = 0
+    straight: bool = False
 
 
 class Launch(NamedTuple):
@@ -79,7 +97,7 @@ def cuda_splits(rows: int, vocabulary: int) -> int:
 
 def _is_short(constants: dict) -> bool:
     """Whether a split without a kept token takes the short way of `logits_gradient_kernel`."""
-    return constants["DROP"] or constants["MODE"] == VECTOR
+    return constants["DROP"] or constants["MODE"] == VECTOR.value
 
 
 STREAMS: dict[str, Callable[[dict], Work | None]] = {
@@ -108,7 +126,11 @@ CUDA_STREAMS: dict[str, tuple[str, str, Work]] = {
 """Name: file, what the kernel's demangled name holds, work of a block on a peaked row."""
 
 _NOTHING = Work(SPLIT)
-_KEPT_TILES = Work(SPLIT, read=4 * LIKELY * TILE // SPLIT, exponentials=2 * LIKELY * TILE / SPLIT)
+# Of the tiles of a row that one program finishes, logits_ft alone is read, and for each slot one of logits_pre.
+_SLOTS_PER_TOKEN = LIKELY * TILE / SPLIT / settings.SLOT
+_HELD_TILES = Work(
+    SPLIT, 2 * LIKELY * TILE / SPLIT, exponentials=2 * _SLOTS_PER_TOKEN, singles=_SLOTS_PER_TOKEN, straight=True
+)
 _STEER = (("DROP", True), ("MU", 0), ("KL_DIRECTION", True))
 
 
@@ -123,15 +145,14 @@ def _statistics(with_kl: bool, fill: float | None) -> Launch:
 
 
 def _dense(with_kl: bool) -> Operator:
-    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl))
+    sums = (*_STEER, ("SUMS", True), ("STEER", True), ("WITH_KL", with_kl), ("FINISH", True))
     output = (*_STEER, ("LABELS", False), ("DENSE", True))
-    written = _KEPT_TILES._replace(written=_KEPT_TILES.read, exponentials=_KEPT_TILES.exponentials / 2)
     return Operator(
         8,
         [
             _statistics(with_kl, -math.inf),
-            Launch("kept_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=sums),
-            Launch("steered_output_kernel", _NOTHING, written, groups, 1, constants=output),
+            Launch("kept_sums_kernel", _NOTHING, _HELD_TILES, groups, 1, constants=sums),
+            Launch("steered_output_kernel", _NOTHING, _NOTHING, groups, 1, constants=output),
         ],
     )
 
@@ -140,8 +161,6 @@ _GREEDY = (*_STEER, ("GREEDY", True))
 _CUDA_STREAM = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
 # The last block of a row reads each of the LIKELY tiles with a kept token twice, a warp for each: as much again as a split.
 _CUDA_LAST = Work(CUDA_SPLIT, read=4, written=4, exponentials=2)
-
-CUDA_TILE, CUDA_THREADS = 512, 256
 
 
 def _rounds_over_tiles(vocabulary: int) -> int:
@@ -156,8 +175,7 @@ OPERATORS: dict[str, Operator] = {
         4,
         [
             _statistics(False, None),
-            Launch("sample_sums_kernel", _NOTHING, _KEPT_TILES, groups, 1, constants=_GREEDY),
-            Launch("pick_token_kernel", _NOTHING, _NOTHING, one, constants=_GREEDY),
+            Launch("sample_sums_kernel", _NOTHING, _HELD_TILES, groups, 1, constants=(*_GREEDY, ("FINISH", True))),
         ],
     ),
     "dense with KL, CUDA": Operator(

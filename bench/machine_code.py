@@ -23,6 +23,8 @@ from pathlib import Path
 NO_SCOREBOARD = 7
 WIDE = 16
 """Bytes of the loads and stores of a thread that move logits; what is narrower moves a row's statistics."""
+SINGLE = 2
+"""Bytes of a load of one bfloat16 logit, of a kept token."""
 PIPES = {
     "alu": (
         "BMSK CS2R F2FP FCHK FMNMX FMNMX3 FSEL FSET FSETP FSWZADD HMNMX2 VHMNMX I2FP I2IP IABS IADD IADD3 IADD64 IDP "

@@ -6,7 +6,8 @@ Nothing here was measured on a GPU; every result is "model". What it knows:
   stall count of its last instruction is over and the scoreboards that it waits for are released (control codes of the code).
 - A pipe takes an instruction of a warp every so many clocks (`Card`). The load/store unit is shared by the four.
 - Logits (16 bytes per thread) come from and go to memory: a server with this processor's share of the copy bandwidth, and a
-  latency. Whatever is narrower, the statistics of a row, is in the L2 cache.
+  latency. Single bfloat16 logits (2 bytes) have that latency too, but are too few to count. What is left, the statistics of a
+  row, is in the L2 cache.
 - The next program starts `START` clocks after one has left.
 
 It does not know: bank conflicts, instruction cache misses, tails of the grid on other processors, clocks that change.
@@ -19,7 +20,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from machine_code import NO_SCOREBOARD, WIDE, Instruction
+from machine_code import NO_SCOREBOARD, SINGLE, WIDE, Instruction
 
 SCHEDULERS = 4
 WARP = 32
@@ -135,6 +136,8 @@ def _timing(instruction: Instruction, card: Card) -> tuple:
     if pipe == "lsu":
         data = instruction.is_global or instruction.name in ("LDS", "STS", "LDSM", "STSM")
         shared_clocks = max(1.0, instruction.width * WARP / 128) if data else 1.0
+        if instruction.name in ("REDUX", "CREDUX"):  # half the throughput of a shuffle (CUDA C++ Programming Guide)
+            shared_clocks = 2.0
     return pipe, clocks, shared_clocks, instruction.width * WARP if moves else 0, instruction
 
 
@@ -211,7 +214,7 @@ def run(programs: Iterable[Program], card: Card, resident: int) -> Timeline:
                 else:
                     read = max(read, int(memory - STORE_BUFFER / card.bytes_per_clock))
             elif instruction.is_load:
-                done = now + card.cache_latency
+                done = now + (card.memory_latency if instruction.width == SINGLE else card.cache_latency)
             if instruction.result_scoreboard != NO_SCOREBOARD:
                 warp.boards[instruction.result_scoreboard] = max(warp.boards[instruction.result_scoreboard], done)
             if instruction.operands_scoreboard != NO_SCOREBOARD:

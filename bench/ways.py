@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 
-from machine_code import WIDE, Instruction
+from machine_code import SINGLE, WIDE, Instruction
 
 
 def successors(code: list[Instruction], index: int) -> list[int]:
@@ -62,18 +62,27 @@ def counted_loops(code: list[Instruction]) -> dict[int, int]:
     return found
 
 
-def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 0) -> list[Instruction]:
+def path(
+    code: list[Instruction],
+    exactly: tuple[int, int],
+    exponentials: int = 0,
+    singles: int = 0,
+    straight: bool = False,
+) -> list[Instruction]:
     """The shortest way from the entry to an exit on which a thread moves what the row makes it move.
 
-    `exactly`: bytes of logits that it loads and stores (16 or more at a time); `exponentials`: how many it takes at least. That
-    is the way of a peaked row: it skips what only kept tokens or infinities need. Counted loops run as often as they count,
-    others as often as there is something to move. "Shortest" counts instructions. ValueError where no way does the work.
+    `exactly`: bytes of logits that it loads and stores (16 or more at a time); `exponentials` and `singles`: how many
+    exponentials it takes and how many logits it loads one by one, at least. That is the way of a peaked row: it skips what only
+    kept tokens or infinities need. Counted loops run as often as they count, others as often as there is something to move;
+    with `straight` those others once. "Shortest" counts instructions. ValueError where no way does the work.
     """
     ranges = dict(blocks(code))
     work = {first: _work(code[first:end]) for first, end in ranges.items()}
     lengths = {first: sum(x.name != "NOP" for x in code[first:end]) for first, end in ranges.items()}
-    loops = list(counted_loops(code).items())
-    start = (0, (0, 0), 0, (0,) * len(loops))
+    counted = counted_loops(code)
+    loops = list(counted.items())
+    least = (exponentials, singles)
+    start = (0, (0, 0), (0, 0), (0,) * len(loops))
     best = {start: 0}
     came_from: dict[tuple, tuple] = {}
     queue = [(0, start)]
@@ -83,16 +92,18 @@ def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 
         if cost > best[state]:
             continue
         if first == len(code):
-            if (moved, done) == (exactly, exponentials):
+            if (moved, done) == (exactly, least):
                 return _walk(code, ranges, came_from, state)
             continue
-        loads, stores, taken = work[first]
+        loads, stores, *taken = work[first]
         moved = (moved[0] + loads, moved[1] + stores)
-        done = min(done + taken, exponentials)
+        done = tuple(min(so_far + more, enough) for so_far, more, enough in zip(done, taken, least, strict=True))
         if moved[0] > exactly[0] or moved[1] > exactly[1]:
             continue
         last = ranges[first] - 1
         for following in successors(code, last):
+            if straight and following <= last and last not in counted:
+                continue
             after_rounds = _next_rounds(code, loops, rounds, last, following)
             after = (following, moved, done, after_rounds)
             if after_rounds is not None and cost + lengths[first] < best.get(after, math.inf):
@@ -101,8 +112,8 @@ def path(code: list[Instruction], exactly: tuple[int, int], exponentials: int = 
                 heapq.heappush(queue, (best[after], after))
     reached = sorted({state[1:3] for state in best if state[0] == len(code)})[-5:]
     raise ValueError(
-        f"no way loads and stores {exactly} bytes of a thread, 16 at a time, with at least {exponentials} exponentials; "
-        f"the nearest do {reached}"
+        f"no way loads and stores {exactly} bytes of a thread, 16 at a time, with at least {exponentials} exponentials and "
+        f"{singles} single logits; the nearest do {reached}"
     )
 
 
@@ -117,13 +128,14 @@ def _next_rounds(code: list, loops: list, rounds: tuple[int, ...], last: int, fo
     return rounds
 
 
-def _work(code: list[Instruction]) -> tuple[int, int, int]:
-    """(bytes of logits loaded, stored, exponentials) of a thread."""
+def _work(code: list[Instruction]) -> tuple[int, int, int, int]:
+    """(bytes of logits loaded, stored, exponentials, single logits loaded) of a thread."""
     moves = [x for x in code if x.is_global]
     return (
         sum(x.width for x in moves if x.is_load and x.width >= WIDE),
         sum(x.width for x in moves if not x.is_load and x.width >= WIDE),
         sum(x.opcode.startswith("MUFU.EX2") for x in code),
+        sum(x.is_load and x.width == SINGLE for x in moves),
     )
 
 

@@ -4,9 +4,10 @@
 2. `kept_sums_kernel`        merges each row, and sums over the kept tokens of the tiles that hold one       (rows, groups)
 3. `steered_output_kernel`   the scalars, and the log-probs of those tiles                                   (rows, groups)
 
-With a penalty of -inf a peaked row is thus read once and written once. Only the tiles (1024 tokens) that hold kept tokens
-are read again; K has at most 1 / (alpha p_max) tokens. With a finite penalty the third pass reads logits_ft again. When mu
-is the row's own mu_star, which needs the sums of step 2, that step runs twice: for the moments, then for the normaliser.
+With a penalty of -inf and no labels step 2 finishes a row with few kept tokens (`held_row.py`), and step 3 has nothing to do.
+A peaked row is thus read once and written once. Only the tiles (1024 tokens) that hold kept tokens are read again; K has at
+most 1 / (alpha p_max) tokens. With a finite penalty the third pass reads logits_ft again. When mu is the row's own mu_star,
+which needs the sums of step 2, that step runs twice: for the moments, then for the normaliser.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from svdecode import constants
 from svdecode.kernels.arguments import log_threshold, strength_source
+from svdecode.kernels.held_row import FINISHED
 from svdecode.kernels.kept_sums import (
     COUNT,
     NUMBER,
@@ -98,7 +100,8 @@ def steered_output_kernel(
     record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     has_work = group == 0
     if DROP:  # few tiles are all the first program's: the others need not look for theirs
-        has_work = has_work | (tl.load(record + ROW_TILES) > FEW_TILES)
+        tiles = tl.load(record + ROW_TILES)
+        has_work = (has_work | (tiles > FEW_TILES)) & (tiles != FINISHED)
     if (not DROP) or has_work:
         used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
         wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
@@ -220,6 +223,7 @@ def fused_steer(
         space = row_statistics(layout, return_kl, target, -math.inf if dense and drop else None)
         constant = {"KL_DIRECTION": direction == constants.KL, "DROP": drop, "MU": source, **space.constants}
         count, size = groups(space.rows, space.num_tiles)
+        finish = dense and drop and labels is None
         passes = [(True, False), (False, dense)] if source == OWN.value else [(True, dense)]
         for sums, steer in passes:
             if sums or steer:
@@ -227,10 +231,10 @@ def fused_steer(
                     kept_sums_kernel,
                     (space.rows, count, 1),
                     (
-                        *(pre, ft, space.memory, per_row, labels, kl, *numbers),
-                        *(space.vocabulary, space.num_tiles, size, 0, layout.of(pre, ft)),
+                        *(pre, ft, space.memory, per_row, labels, kl, target, used, num_kept, saved, *numbers),
+                        *(space.vocabulary, space.num_tiles, size, 0, layout.of(pre, ft, target if dense else ft)),
                     ),
-                    {"SUMS": sums, "STEER": steer, "WITH_KL": sums and return_kl, **constant},
+                    {"SUMS": sums, "STEER": steer, "WITH_KL": sums and return_kl, "FINISH": finish, **constant},
                 )
         if not dense:
             count, size = 1, space.num_tiles

@@ -16,15 +16,17 @@ import triton
 import triton.language as tl
 
 from svdecode.constants import IGNORE_INDEX
+from svdecode.kernels.held_row import FINISHED, HELD_TILES, ends_of, kept_of_slots, load_held
 from svdecode.kernels.merged_row import (
     ROW_REST,
+    ROW_TILES,
     ROW_TOP_DELTA,
     load_row,
     merge_row,
-    row_kl,
     store_row,
 )
 from svdecode.kernels.row_algebra import (
+    NEG_INF,
     exponential,
     finite_or_zero,
     shift_outside,
@@ -43,6 +45,7 @@ from svdecode.kernels.row_statistics import (
     open_row,
     workspace_of,
 )
+from svdecode.kernels.saved_row import save_row
 from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
@@ -94,6 +97,10 @@ def kept_sums_kernel(
     mu_ptr,
     label_ptr,
     kl_out_ptr,
+    out_ptr,
+    mu_out_ptr,
+    count_out_ptr,
+    saved_out_ptr,
     mu_number,
     log_alpha,
     penalty,
@@ -109,78 +116,111 @@ def kept_sums_kernel(
     SUMS: tl.constexpr,
     STEER: tl.constexpr,
     WITH_KL: tl.constexpr,
+    FINISH: tl.constexpr,
     ALIGN: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Store the kept sums (SUMS) and the steered normaliser (STEER) of a group's tiles with kept tokens.
 
-    With SUMS the first program of a row also merges it for the launches after, and stores the KL.
+    With SUMS the first program of a row also merges it for the launches after, and stores the KL. With FINISH (a penalty of
+    -inf, no labels) it stores all that is left of a valid row with few kept tokens; the launch after has nothing to do then.
     """
     row_index = tl.program_id(0)
     group = tl.program_id(1)
     record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
-    own = of_group(kept, group, group_size, WIDTH)
-    tile = next_tile(own, 0, WIDTH)
-    if (tile < WIDTH) | (SUMS and group == 0):
-        sizes, pre_strides, ft_strides = layout
-        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-        mu = mu_number
-        if MU == PER_ROW:
-            mu = tl.load(mu_ptr + row_index)
-        if SUMS:
-            row, total, top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
-            r = tl.where(top_excluded, 0.0, top_delta(row, KL_DIRECTION))
-            if group == 0:
-                store_row(record, fields, used, kept, maxima, row, total, top_excluded, valid, KL_DIRECTION, WIDTH)
+    sizes, pre_strides, ft_strides, out_strides = layout
+    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    mu = mu_number
+    if MU == PER_ROW:
+        mu = tl.load(mu_ptr + row_index)
+    finished = False
+    if FINISH:
+        first, last, number = ends_of(kept, WIDTH)
+        if (number <= HELD_TILES) & (group == 0):
+            start, z = load_held(ft_row, first, last, vocabulary, ALIGN, TILE)
+            row, total, kl, _top_excluded, valid = merge_row(fields, used, maxima, WITH_KL, WIDTH)
+            token, z, keep, alone = kept_of_slots(start, z, threshold)
+            finished = alone & valid
+            if finished:
+                a = tl.load(pre_row + token, mask=keep, other=NEG_INF).to(tl.float32)
+                u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
+                zs = steered(u, delta, keep, mu, NEG_INF)
+                top = tl.max(zs, 0)
+                normaliser = top + tl.log(tl.sum(exponential(zs - finite_or_zero(top)), 0))
+                out_row = row_pointer(out_ptr, row_index, sizes, out_strides, zero, ALIGN)
+                tl.store(out_row + token, zs - normaliser, mask=keep)
+                tl.store(record + ROW_TILES, FINISHED)
+                tl.store(mu_out_ptr + row_index, mu)
+                tl.store(count_out_ptr + row_index, tl.sum(keep.to(tl.int32), 0))
+                save_row(saved_out_ptr, row_index, row, total, normaliser, 0.0)
                 if WITH_KL:
-                    kl = row_kl(fields, used, row, total, WIDTH)
-                    tl.store(kl_out_ptr + row_index, tl.where(valid, kl, float("nan")))
-        else:
-            row, _total = load_row(record)
-            r = 0.0
-            if MU == OWN:
-                label = tl.load(label_ptr + row_index)
-                n, d, _h, _mean = label_moments(
-                    record, fields, kept, pre_row, ft_row, label, threshold, row, vocabulary, KL_DIRECTION, WIDTH
-                )
-                mu = optimal_mu(n, d, label, eps)
-        shift = shift_outside(mu, penalty, DROP)
-        while tile < WIDTH:
-            _token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
-            keep = (z >= threshold) & inside
-            u, p, _c, delta = steering(z, a, row, KL_DIRECTION)
+                    tl.store(kl_out_ptr + row_index, kl)
+    if not finished:
+        own = of_group(kept, group, group_size, WIDTH)
+        tile = next_tile(own, 0, WIDTH)
+        if (tile < WIDTH) | (SUMS and group == 0):
             if SUMS:
-                x = tl.where(keep, delta - r, 0.0)
-                px = p * x
-                tl.store(fields + COUNT * WIDTH + tile, tl.sum(keep.to(tl.float32), 0))
-                tl.store(fields + OUTSIDE * WIDTH + tile, tl.sum(tl.where(keep, 0.0, p), 0))
-                tl.store(fields + MEAN * WIDTH + tile, tl.sum(px, 0))
-                tl.store(fields + SQUARES * WIDTH + tile, tl.sum(tl.where(keep, delta * delta, 0.0), 0))
-                tl.store(fields + WEIGHTED_SQUARES * WIDTH + tile, tl.sum(px * x, 0))
-            if STEER:
-                zs = steered(u, delta, keep, mu, shift)
-                tile_max = tl.max(zs, 0)
-                tl.store(fields + STEERED_MAX * WIDTH + tile, tile_max)
-                tl.store(fields + STEERED_TOTAL * WIDTH + tile, tl.sum(exponential(zs - finite_or_zero(tile_max)), 0))
-            tile = next_tile(own, tile + 1, WIDTH)
+                row, total, kl, top_excluded, valid = merge_row(fields, used, maxima, WITH_KL, WIDTH)
+                r = tl.where(top_excluded, 0.0, top_delta(row, KL_DIRECTION))
+                if group == 0:
+                    store_row(record, fields, used, kept, maxima, row, total, top_excluded, valid, KL_DIRECTION, WIDTH)
+                    if WITH_KL:
+                        tl.store(kl_out_ptr + row_index, tl.where(valid, kl, float("nan")))
+            else:
+                row, _total = load_row(record)
+                r = 0.0
+                if MU == OWN:
+                    label = tl.load(label_ptr + row_index)
+                    n, d, _h, _mean = label_moments(
+                        record, fields, kept, pre_row, ft_row, label, threshold, row, vocabulary, KL_DIRECTION, WIDTH
+                    )
+                    mu = optimal_mu(n, d, label, eps)
+            shift = shift_outside(mu, penalty, DROP)
+            while tile < WIDTH:
+                _token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
+                keep = (z >= threshold) & inside
+                u, p, _c, delta = steering(z, a, row, KL_DIRECTION)
+                if SUMS:
+                    x = tl.where(keep, delta - r, 0.0)
+                    px = p * x
+                    tl.store(fields + COUNT * WIDTH + tile, tl.sum(keep.to(tl.float32), 0))
+                    tl.store(fields + OUTSIDE * WIDTH + tile, tl.sum(tl.where(keep, 0.0, p), 0))
+                    tl.store(fields + MEAN * WIDTH + tile, tl.sum(px, 0))
+                    tl.store(fields + SQUARES * WIDTH + tile, tl.sum(tl.where(keep, delta * delta, 0.0), 0))
+                    tl.store(fields + WEIGHTED_SQUARES * WIDTH + tile, tl.sum(px * x, 0))
+                if STEER:
+                    zs = steered(u, delta, keep, mu, shift)
+                    tile_max = tl.max(zs, 0)
+                    tl.store(fields + STEERED_MAX * WIDTH + tile, tile_max)
+                    tl.store(
+                        fields + STEERED_TOTAL * WIDTH + tile, tl.sum(exponential(zs - finite_or_zero(tile_max)), 0)
+                    )
+                tile = next_tile(own, tile + 1, WIDTH)
 
 
 KERNEL_VARIANTS = [
     Variant(
         kept_sums_kernel,
         {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (NUMBER.value,), "SUMS": (True,), "STEER": (True,)}
-        | {"WITH_KL": (True,)}
+        | {"WITH_KL": (True,), "FINISH": (False,)}
         | COMPILED_ROW,
-        tensors=2,
+        tensors=3,
+    ),
+    Variant(
+        kept_sums_kernel,
+        {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (NUMBER.value,), "SUMS": (True,), "STEER": (True,)}
+        | {"WITH_KL": (True, False), "FINISH": (True,)}
+        | COMPILED_ROW,
+        tensors=3,
     ),
     Variant(
         kept_sums_kernel,
         {"KL_DIRECTION": (False,), "DROP": (True,), "MU": (OWN.value,), "SUMS": (False,), "STEER": (True,)}
-        | {"WITH_KL": (False,)}
+        | {"WITH_KL": (False,), "FINISH": (False,)}
         | COMPILED_ROW,
-        tensors=2,
+        tensors=3,
     ),
 ]

@@ -14,11 +14,10 @@ from svdecode.kernels.row_algebra import (
     NEG_INF,
     finite_or_zero,
     is_valid,
-    merge_totals,
     scale_to,
     top_delta,
 )
-from svdecode.kernels.row_statistics import LOST, PRE_MAX, PRE_TOP, PRE_TOTAL, TOTAL, WEIGHTED, load_field
+from svdecode.kernels.row_statistics import PRE_MAX, PRE_TOP, PRE_TOTAL, TOTAL, WEIGHTED, load_field
 
 # The record of a row: max z, total (NaN for a row that is not valid), pre_top, centre; delta of the top token, 0 where either
 # model excludes it; the mass of the tiles without a kept token; the number of those with one.
@@ -26,33 +25,47 @@ ROW_MAX, ROW_TOTAL, ROW_PRE_TOP, ROW_CENTRE, ROW_TOP_DELTA, ROW_REST, ROW_TILES 
 
 
 @triton.jit
-def merge_row(fields, used, maxima, WIDTH: tl.constexpr):
-    """(row, total, top_excluded, valid) from the tiles in their order; `valid` is false for NaN, +inf, all -inf."""
+def _sum_and_two_maxima(x1, y1, z1, x2, y2, z2):
+    return x1 + x2, tl.maximum(y1, y2), tl.maximum(z1, z2)
+
+
+@triton.jit
+def _two_sums(x1, y1, x2, y2):
+    return x1 + x2, y1 + y2
+
+
+@triton.jit
+def merge_row(fields, used, maxima, WITH_KL: tl.constexpr, WIDTH: tl.constexpr):
+    """(row, total, kl, top_excluded, valid) from the tiles in their order; `valid` is false for NaN, +inf, all -inf.
+
+    KL = dbar - lse(z) + lse(a), of a valid row, never negative, +inf where the pre-trained model lost a token.
+    """
     totals = load_field(fields, TOTAL, used, 0.0, WIDTH)
     raw_pre_tops = load_field(fields, PRE_TOP, used, NEG_INF, WIDTH)
     weighted = load_field(fields, WEIGHTED, used, 0.0, WIDTH)
-    pre_max = tl.max(load_field(fields, PRE_MAX, used, NEG_INF, WIDTH), 0)
-    maximum, total = merge_totals(maxima, totals)
-    raw_pre_top = tl.max(tl.where(maxima == maximum, raw_pre_tops, NEG_INF), 0)
+    pre_maxima = load_field(fields, PRE_MAX, used, NEG_INF, WIDTH)
+    maximum = tl.max(maxima, 0)
+    scale = scale_to(maxima, maximum)
+    tops = tl.where(maxima == maximum, raw_pre_tops, NEG_INF)
+    # Reductions at once take as many barriers as one.
+    total, raw_pre_top, pre_max = tl.reduce((totals * scale, tops, pre_maxima), 0, _sum_and_two_maxima)
     top_excluded = raw_pre_top == NEG_INF
     pre_top = tl.where(top_excluded, finite_or_zero(maximum), raw_pre_top)
     pre_tops = tl.where(raw_pre_tops == NEG_INF, finite_or_zero(maxima), raw_pre_tops)
     offset = finite_or_zero(maxima - finite_or_zero(maximum)) - (pre_tops - pre_top)
-    centre = tl.sum((weighted + totals * offset) * scale_to(maxima, maximum), 0) / total
+    differences = (weighted + totals * offset) * scale
+    kl = 0.0
+    if WITH_KL:
+        pre_totals = load_field(fields, PRE_TOTAL, used, 0.0, WIDTH)
+        pre_scaled = pre_totals * scale_to(pre_maxima, pre_max)
+        difference, pre_total = tl.reduce((differences, pre_scaled), 0, _two_sums)
+        centre = difference / total
+        kl = tl.maximum(centre + (pre_max - pre_top) + tl.log(tl.div_rn(pre_total, total)), 0.0)
+        kl = tl.where(pre_total < INF, kl, INF)  # not so where a tile's is +inf, whatever it is scaled by
+    else:
+        centre = tl.sum(differences, 0) / total
     row = (maximum, 1.0 / total, pre_top, centre)
-    return row, total, top_excluded, is_valid(total, centre, pre_max)
-
-
-@triton.jit
-def row_kl(fields, used, row, total, WIDTH: tl.constexpr):
-    """KL = dbar - lse(z) + lse(a) of a valid row, never negative, +inf where the pre-trained model lost a token."""
-    _maximum, _inverse, pre_top, centre = row
-    pre_max, pre_total = merge_totals(
-        load_field(fields, PRE_MAX, used, NEG_INF, WIDTH), load_field(fields, PRE_TOTAL, used, 0.0, WIDTH)
-    )
-    kl = tl.maximum(centre + (pre_max - pre_top) + tl.log(pre_total) - tl.log(total), 0.0)
-    lost = tl.max(load_field(fields, LOST, used, 0.0, WIDTH), 0)
-    return tl.where(lost > 0, INF, kl)
+    return row, total, kl, top_excluded, is_valid(total, centre, pre_max)
 
 
 @triton.jit

@@ -4,8 +4,8 @@ Statistics of a piece of a row, where the top token is the one with the largest 
 
     max, total             max z, sum e^(z - max)
     pre_top, weighted      a of the top token, sum e^(z - max) (d - d_top), where d - d_top = (z - max) - (a - pre_top)
-    pre_max, pre_total     max a, sum e^(a - pre_max)        (pre_total only where the KL is asked for)
-    lost                   1 where some token has a = -inf < z: the KL is infinite
+    pre_max, pre_total     max a, sum e^(a - pre_max), +inf where some token has a = -inf < z: the KL is infinite
+                           (pre_total only where the KL is asked for)
 
 They are associative: merging rescales to a common maximum and a common top token. NaN and +inf anywhere make `total` or
 `weighted` NaN or infinite and stay so through every merge, so that `is_valid` finds them on the merged row. exp(-inf - -inf)

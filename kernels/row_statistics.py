@@ -27,10 +27,12 @@ from svdecode.kernels.variants import COMPILED_SPLIT, Variant
 
 # The workspace of a row: RECORD numbers of the row (`merged_row.py`), then FIELDS vectors with a number for each tile. The
 # first are the statistics, the others belong to the operator's second launch.
-MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL, LOST = (tl.constexpr(i) for i in range(7))
-OWN_FIELDS = 7
-FIELDS = tl.constexpr(14)
+MAX, TOTAL, PRE_TOP, WEIGHTED, PRE_MAX, PRE_TOTAL = (tl.constexpr(i) for i in range(6))
+OWN_FIELDS = 6
+FIELDS = tl.constexpr(13)
 RECORD = tl.constexpr(8)
+ROW_ARRIVED = tl.constexpr(7)
+"""Where the record of a row counts the programs of its second launch that have done their part; an integer."""
 FEW_TILES, FEW_TOKENS = (tl.constexpr(few) for few in (settings.FEW_TILES, settings.FEW_TOKENS))
 
 
@@ -111,7 +113,6 @@ def row_statistics_kernel(
     total = sum_of_tile(e)
     weighted = sum_of_tile(e * (u - (a - pre_top[None, :, None])))
     pre_total = tl.zeros_like(total)
-    lost = tl.zeros_like(total)
     if WITH_KL:
         pre_total = sum_of_tile(exponential(a - finite_or_zero(pre_max)[None, :, None]))
     # An excluded token, the end of the row, NaN and +inf make a sum not finite: only then it is taken again, with care.
@@ -119,8 +120,10 @@ def row_statistics_kernel(
         weighted = sum_of_tile(e * difference_from_top(z, a, top[None, :, None], pre_top[None, :, None]))
         if WITH_KL:
             lost = max_of_tile(((a == NEG_INF) & (z > NEG_INF)).to(tl.float32))
+            pre_total = tl.where(lost > 0, INF, pre_total)
 
-    _record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    record, fields = workspace_of(workspace_ptr, row, WIDTH)
+    tl.store(record + ROW_ARRIVED, 0.0, mask=split == 0)  # the bits of the integer 0
     fields += split * TILES + tl.arange(0, TILES)
     tl.store(fields + MAX * WIDTH, maximum)
     tl.store(fields + TOTAL * WIDTH, total)
@@ -129,7 +132,6 @@ def row_statistics_kernel(
     tl.store(fields + PRE_MAX * WIDTH, pre_max)
     if WITH_KL:
         tl.store(fields + PRE_TOTAL * WIDTH, pre_total)
-        tl.store(fields + LOST * WIDTH, lost)
 
 
 @triton.jit

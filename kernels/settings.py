@@ -6,13 +6,15 @@ the order of the tiles. A tile's sums depend on nothing but V and the dtypes, so
 and in every run, whatever the groups are.
 
 - TILE = 1024: the unit that is read again when it holds a kept token. Peaked rows keep a few tokens, so 4 KB of bf16 pairs
-  each time; smaller tiles would cost more statistics (28 bytes per tile) than they save.
+  each time; smaller tiles would cost more statistics (24 bytes per tile) than they save.
 - TILES = 4: one warp for each tile. A warp sums its own tile without a barrier. A thread holds 32 tokens of each input, which
   are 4 (bf16) or 8 (fp32) independent loads of 16 bytes per input, enough in flight to hide memory latency.
 - PROGRAMS = 1024: about so many programs for a small launch. They run at once on an H100 (132 processors with 8 programs
   each), so the launch takes the time of one program.
 - GROUP = 16: no fewer tiles for each of them, since every program reads all maxima of its row.
 - FEW_TILES = 4: so many tiles are left to the row's first program, which has merged the row: the others end at once.
+- HELD_TILES = 2: so many kept tiles one program of a small launch holds in registers, which then finishes the row alone.
+- SLOT = 8: of so many tokens, 16 bytes of bf16, at most one may be kept for that. A thread loads a slot at once.
 - FEW_TOKENS = 32: of so many kept tokens in a tile only these are written, one by one.
 - STRENGTHS = 4: `steered_nll` evaluates so many strengths on a tile that it holds in registers (32 values per thread).
 - warps = 4: reductions stay within 128 threads; more programs per processor beat larger programs.
@@ -32,6 +34,8 @@ SPLIT = TILE * TILES
 PROGRAMS = 1024
 GROUP = 16
 FEW_TILES = 4
+HELD_TILES = 2
+SLOT = 8
 FEW_TOKENS = 32
 STRENGTHS = 4
 WARPS = 4

@@ -1,9 +1,10 @@
-"""steer_sample: one token per row from the steered distribution, three launches, nothing of size (..., V), no sort.
+"""steer_sample: one token per row from the steered distribution, nothing of size (..., V), no sort; two launches or three.
 
 1. `row_statistics_kernel`   reads both inputs once                                                      (rows, splits)
-2. `sample_sums_kernel`      per tile: best token, steered normaliser, mass at the temperature           (rows, groups)
-3. `pick_token_kernel`       greedy: the best of the tiles. Sampling: the tile, then the token, where the cumulative mass
-                             passes the row's uniform number                                             (rows)
+2. `sample_sums_kernel`      per tile: best token, steered normaliser, mass at the temperature; greedy: the best token of
+                             the row                                                                     (rows, groups)
+3. `pick_token_kernel`       sampling: the tile, then the token, where the cumulative mass passes the row's uniform number
+                                                                                                         (rows)
 
 Only tiles with kept tokens are read again (with a finite penalty: all). top_k and top_p are thresholds on the steered logit,
 found by bisection on its bits, 31 walks over those tiles, which are a few kilobytes from the cache when K is small. What
@@ -26,14 +27,20 @@ from svdecode.kernels.row_algebra import (
     NEG_INF,
     exponential,
     finite_or_zero,
-    merge_totals,
     shift_outside,
     steered,
     steering,
 )
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
 from svdecode.kernels.row_statistics import load_field, load_label, next_tile, open_row, workspace_of
-from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, MASS, NO_TOKEN, sample_sums, steered_tile
+from svdecode.kernels.sample_sums import (
+    MASS,
+    MOST_LOGPROB,
+    NO_TOKEN,
+    merge_best,
+    sample_sums,
+    steered_tile,
+)
 from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
@@ -103,7 +110,6 @@ def pick_token_kernel(
     KL_DIRECTION: tl.constexpr,
     DROP: tl.constexpr,
     MU: tl.constexpr,
-    GREEDY: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -125,58 +131,51 @@ def pick_token_kernel(
     shift = shift_outside(mu, penalty, DROP)
     opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift)
 
-    best = load_field(fields, BEST_MAX, wanted, NEG_INF, WIDTH)
-    top, steered_total = merge_totals(best, load_field(fields, BEST_TOTAL, wanted, 0.0, WIDTH))
-    best_token = load_field(fields, BEST_TOKEN, wanted, 0.0, WIDTH).to(tl.int32, bitcast=True)
-    token = tl.min(tl.where(wanted & (best == top), best_token, NO_TOKEN), 0)
+    best, top, steered_total, _token = merge_best(fields, wanted, WIDTH)
+    uniform = tl.load(uniform_ptr + row_index)
+    walk = (wanted, top, inverse_temperature)
+    cost_kept = float("inf")
+    if TOP_K:
+        cost_kept = largest_cost(NUMBER_OF_TOKENS, top_k, INF, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
+    if TOP_P:
+        mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
+        nucleus = largest_cost(MASS_OF_TOKENS, top_p * mass, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
+        cost_kept = tl.minimum(cost_kept, nucleus)
 
-    if not GREEDY:
-        uniform = tl.load(uniform_ptr + row_index)
-        walk = (wanted, top, inverse_temperature)
-        cost_kept = float("inf")
-        if TOP_K:
-            cost_kept = largest_cost(NUMBER_OF_TOKENS, top_k, INF, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
-        if TOP_P:
-            mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
-            nucleus = largest_cost(
-                MASS_OF_TOKENS, top_p * mass, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH
-            )
-            cost_kept = tl.minimum(cost_kept, nucleus)
-
-        # Where the cumulative mass passes the target: first the tile, then the token inside it.
-        start = 0
-        before = 0.0
-        end = WIDTH + 0
-        if TOP_K or TOP_P:
-            mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
-            target = uniform * mass
-        else:
-            index = tl.arange(0, WIDTH)
-            masses = load_field(fields, MASS, wanted, 0.0, WIDTH)
-            masses *= tl.where(best == NEG_INF, 0.0, exponential((best - finite_or_zero(top)) * inverse_temperature))
-            target = uniform * tl.sum(masses, 0)
-            last_tile = tl.max(tl.where(masses > 0, index, 0), 0)
-            start = tl.minimum(tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0), last_tile)
-            before = tl.sum(tl.where(index < start, masses, 0.0), 0)
-            end = start + 1
-        token = NO_TOKEN + 0
-        last = -1
-        tile = next_tile(wanted, start, WIDTH)
-        while tile < end:
-            ids, zs = steered_tile(tile, opened, KL_DIRECTION, ALIGN, TILE)
-            cost = top - zs
-            weight = tl.where(cost <= cost_kept, exponential(-cost * inverse_temperature), 0.0)
-            passed = (before + tl.cumsum(weight, 0) > target) & (weight > 0)
-            token = tl.minimum(token, tl.min(tl.where(passed, ids, NO_TOKEN), 0))
-            last = tl.maximum(last, tl.max(tl.where(weight > 0, ids, -1), 0))
-            before += tl.sum(weight, 0)
-            tile = tl.where(token < NO_TOKEN, end, next_tile(wanted, tile + 1, WIDTH))
-        token = tl.where(token < NO_TOKEN, token, last)  # rounding left the target just above the whole mass
+    # Where the cumulative mass passes the target: first the tile, then the token inside it.
+    start = 0
+    before = 0.0
+    end = WIDTH + 0
+    if TOP_K or TOP_P:
+        mass = cheaper(MASS_OF_TOKENS, INF, cost_kept, walk, opened, KL_DIRECTION, ALIGN, TILE, WIDTH)
+        target = uniform * mass
+    else:
+        index = tl.arange(0, WIDTH)
+        masses = load_field(fields, MASS, wanted, 0.0, WIDTH)
+        masses *= tl.where(best == NEG_INF, 0.0, exponential((best - finite_or_zero(top)) * inverse_temperature))
+        target = uniform * tl.sum(masses, 0)
+        last_tile = tl.max(tl.where(masses > 0, index, 0), 0)
+        start = tl.minimum(tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0), last_tile)
+        before = tl.sum(tl.where(index < start, masses, 0.0), 0)
+        end = start + 1
+    token = NO_TOKEN + 0
+    last = -1
+    tile = next_tile(wanted, start, WIDTH)
+    while tile < end:
+        ids, zs = steered_tile(tile, opened, KL_DIRECTION, ALIGN, TILE)
+        cost = top - zs
+        weight = tl.where(cost <= cost_kept, exponential(-cost * inverse_temperature), 0.0)
+        passed = (before + tl.cumsum(weight, 0) > target) & (weight > 0)
+        token = tl.minimum(token, tl.min(tl.where(passed, ids, NO_TOKEN), 0))
+        last = tl.maximum(last, tl.max(tl.where(weight > 0, ids, -1), 0))
+        before += tl.sum(weight, 0)
+        tile = tl.where(token < NO_TOKEN, end, next_tile(wanted, tile + 1, WIDTH))
+    token = tl.where(token < NO_TOKEN, token, last)  # rounding left the target just above the whole mass
 
     in_range, z, a = load_label(pre_row, ft_row, token, vocabulary)
     u, _p, _c, delta = steering(z, a, row, KL_DIRECTION)
     logprob = steered(u, delta, z >= threshold, mu, shift) - top - tl.log(steered_total)
-    sound = (total > 0) & (logprob <= 0.0001) & in_range
+    sound = (total > 0) & (logprob <= MOST_LOGPROB) & in_range
     tl.store(token_out_ptr + row_index, tl.where(sound, token, -1).to(tl.int64))
     tl.store(logprob_out_ptr + row_index, tl.where(sound, logprob, float("nan")))
 
@@ -203,14 +202,18 @@ def steer_sample(
     if rows == 0:
         return tokens, logprobs
     with on_device_of(ft):
-        found = sample_sums(layout, mu, temperature, alpha, penalty, direction)
+        found = sample_sums(
+            layout, mu, temperature, alpha, penalty, direction, (tokens, logprobs) if temperature == 0 else None
+        )
+        if temperature == 0:
+            return tokens, logprobs
         launch(
             pick_token_kernel,
             (rows, 1, 1),
             (
                 *(
                     *found.inputs,
-                    None if uniform is None else uniform.reshape(-1).contiguous(),
+                    uniform.reshape(-1).contiguous(),
                     tokens,
                     logprobs,
                     *found.numbers,
@@ -218,7 +221,6 @@ def steer_sample(
                 *(1.0 if top_p is None else top_p, top_k or 0, *found.sizes, 0, layout.of(*layout.tensors)),
             ),
             {
-                "GREEDY": temperature == 0,
                 "TOP_K": top_k is not None and top_k < vocabulary,
                 "TOP_P": top_p is not None and top_p < 1,
                 **found.constants,
@@ -230,14 +232,14 @@ def steer_sample(
 KERNEL_VARIANTS = [
     Variant(
         pick_token_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (NUMBER.value,), "GREEDY": (True,), "TOP_K": (False,)}
+        {"KL_DIRECTION": (True,), "DROP": (True,), "MU": (NUMBER.value,), "TOP_K": (False,)}
         | {"TOP_P": (False,)}
         | COMPILED_ROW,
         tensors=2,
     ),
     Variant(
         pick_token_kernel,
-        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (PER_ROW.value,), "GREEDY": (False,), "TOP_K": (True,)}
+        {"KL_DIRECTION": (True,), "DROP": (True, False), "MU": (PER_ROW.value,), "TOP_K": (True,)}
         | {"TOP_P": (True, False)}
         | COMPILED_ROW,
         tensors=2,

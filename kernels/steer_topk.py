@@ -17,10 +17,10 @@ from torch import Tensor
 from svdecode.kernels.kept_sums import NUMBER, PER_ROW
 from svdecode.kernels.launch import launch
 from svdecode.kernels.merged_row import load_row
-from svdecode.kernels.row_algebra import INF, NEG_INF, merge_totals, shift_outside
+from svdecode.kernels.row_algebra import INF, NEG_INF, shift_outside
 from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
 from svdecode.kernels.row_statistics import load_field, open_row, workspace_of
-from svdecode.kernels.sample_sums import BEST_MAX, BEST_TOKEN, BEST_TOTAL, NO_TOKEN, sample_sums, steered_tile
+from svdecode.kernels.sample_sums import BEST_TOKEN, NO_TOKEN, merge_best, sample_sums, steered_tile
 from svdecode.kernels.settings import UNSPECIALISED
 from svdecode.kernels.variants import COMPILED_ROW, Variant
 
@@ -63,8 +63,7 @@ def pick_best_kernel(
     opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift_outside(mu, penalty, DROP))
 
     index = tl.arange(0, WIDTH)
-    best = load_field(fields, BEST_MAX, wanted, NEG_INF, WIDTH)
-    top, steered_total = merge_totals(best, load_field(fields, BEST_TOTAL, wanted, 0.0, WIDTH))
+    best, top, steered_total, _token = merge_best(fields, wanted, WIDTH)
     normaliser = top + tl.log(steered_total)
     sound = (total > 0) & (steered_total > 0) & (steered_total < INF)
     token = load_field(fields, BEST_TOKEN, wanted, 0.0, WIDTH).to(tl.int32, bitcast=True)

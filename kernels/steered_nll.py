@@ -76,7 +76,7 @@ def steered_nll_kernel(
 
     _record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
-    row, total, _top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+    row, total, _kl, _top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
     maximum, _inverse, _pre_top, _centre = row
     sizes, pre_strides, ft_strides = layout
     pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)

@@ -53,7 +53,7 @@ def steering_vector_kernel(
     own = of_group(kept, group, group_size, WIDTH)
     tile = next_tile(own, 0, WIDTH)
     if (tile < WIDTH) | (group == 0):
-        row, total, _top_excluded, valid = merge_row(fields, used, maxima, WIDTH)
+        row, total, _kl, _top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
         sizes, pre_strides, ft_strides, out_strides = layout
         pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
         ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)

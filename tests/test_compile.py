@@ -17,10 +17,7 @@ MAX_REGISTERS = 168  # three programs of 128 threads on a processor's 65,536
 SPILLED = {("row_statistics_kernel[with_kl=1", "sm_80"): 32}
 """Bytes per thread, known: with more registers only two programs would fit on a processor of an A100."""
 STREAMS = ("row_statistics_kernel", "logits_gradient_kernel")  # may have more for float32 logits (kernels/settings.py)
-MERGE_ONLY = {
-    "gradient_coefficients_kernel[]",
-    "pick_token_kernel[]",
-}  # a row's numbers, no streaming (greedy pick_token)
+MERGE_ONLY = {"gradient_coefficients_kernel[]"}  # a row's numbers, no streaming
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 

@@ -71,6 +71,16 @@ def test_the_way_skips_what_nothing_makes_it_do():
     assert path(code, (16, 0), exponentials=1) == code
 
 
+def test_the_way_loads_as_many_single_logits_as_it_is_made_to():
+    """Without that, the way of a row that is finished on the spot could be the shorter one of a row that is not."""
+    single = make("LDG.E.U16 R4, [R2.64]")
+    code = [LOAD, make("@P0 BRA `(.L)", target=4), single, single, EXIT]
+    assert path(code, (16, 0)) == [LOAD, code[1], EXIT]
+    assert path(code, (16, 0), singles=2) == code
+    with pytest.raises(ValueError, match="3 single logits"):
+        path(code, (16, 0), singles=3)
+
+
 def test_the_way_moves_exactly_what_a_row_has():
     code = [make("@P0 BRA `(.L)", target=3), LOAD, EXIT, ADD, ADD, LOAD, LOAD, STORE, EXIT]
     assert len(path(code, (16, 0))) == 3
@@ -82,6 +92,9 @@ def test_the_way_moves_exactly_what_a_row_has():
 def test_a_loop_goes_round_while_there_is_something_to_move():
     code = [LOAD, ADD, make("@P0 BRA `(.L)", target=0), EXIT]
     assert len(path(code, (64, 0))) == 4 * 3 + 1
+    assert path(code, (16, 0), straight=True) == code
+    with pytest.raises(ValueError, match="no way"):
+        path(code, (64, 0), straight=True)
 
 
 @pytest.mark.parametrize(("first", "second", "rounds"), [("VIADD", "ISETP", 4), ("ISETP", "VIADD", 5)])

@@ -161,6 +161,37 @@ def test_the_last_block_needs_a_fence_on_both_sides(order, at_once, release, acq
             run(body, words(4), words(8), **options)
 
 
+ONE_ATOMIC = (
+    "mov.u32 %r2, %ctaid.x; mul.wide.u32 %rd5, %r2, 4; add.s64 %rd6, %rd2, %rd5; setp.eq.u32 %p1, %r1, 32;"
+    "@%p1 st.global.b32 [%rd6], 5; {before} setp.eq.u32 %p2, %r1, 0;"
+    "@%p2 atom.global.gpu.{meaning}.add.u32 %r3, [%rd1], 1; {after}"
+    "setp.ne.u32 %p3, %r2, {last}; @%p3 bra $DONE; @%p2 bra $DONE; ld.global.b32 %r4, [%rd2+{first}];"
+    "st.global.b32 [%rd4+16], %r4; $DONE:"
+)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+@pytest.mark.parametrize(
+    ("before", "meaning", "after", "sound"),
+    [
+        (BARRIER, "acq_rel", BARRIER, True),
+        (BARRIER, "relaxed", BARRIER, False),
+        (BARRIER, "acquire", BARRIER, False),
+        (BARRIER, "release", BARRIER, False),
+        ("", "acq_rel", BARRIER, False),  # another warp than that of the atomic wrote
+        (BARRIER, "acq_rel", "", False),  # another warp than that of the atomic reads
+    ],
+)
+def test_one_atomic_stands_for_its_block_between_two_barriers(order, before, meaning, after, sound):
+    body = ONE_ATOMIC.format(before=before, meaning=meaning, after=after, last=order[-1], first=4 * order[0])
+    options = {"threads": 64, "blocks": 4, "order": np.array(order), "at_once": 1}
+    if sound:
+        assert run(body, words(4), words(80), **options)[5:68].tolist() == [5] * 63
+    else:
+        with pytest.raises(Fault, match="read with no release and acquire since another block wrote it"):
+            run(body, words(4), words(80), **options)
+
+
 def test_threads_that_branch_apart_meet_again():
     body = """
     setp.lt.u32 %p1, %r1, 10; mov.b32 %r2, 0; mov.b32 %r3, %r1; @%p1 bra $LOOP; add.s32 %r2, %r2, 1000; bra.uni $END;

@@ -12,8 +12,9 @@ from rows import edge_rows, kept_labels, model_rows
 
 import svdecode
 from ptx import cuda_launcher
-from ptx.cuda_launcher import ORDERS, CudaOperators
+from ptx.cuda_launcher import CudaOperators
 from ptx.dtypes import Fault
+from ptx.machine import ORDERS
 from ptx.program import entries
 from svdecode.ops import reference
 

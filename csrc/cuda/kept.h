@@ -43,6 +43,17 @@ __device__ inline void merge_row(const RowScratch& own, int tiles, const Setting
   __syncthreads();
 }
 
+// What is reduced at once, in this order.
+__device__ inline KeptSums kept_sums(const float (&x)[5]) {
+  KeptSums sums;
+  sums.count = x[0];
+  sums.outside = x[1];
+  sums.mean = x[2];
+  sums.squares = x[3];
+  sums.weighted_squares = x[4];
+  return sums;
+}
+
 // The moment sums of a tile that holds a kept token.
 template <Dtype D>
 __device__ inline KeptSums tile_moments(const Inputs<D>& in, int tile, const Merged& m, bool kl_direction) {
@@ -64,13 +75,7 @@ __device__ inline KeptSums tile_moments(const Inputs<D>& in, int tile, const Mer
     }
   }
   warp_reduce(x, Sum());
-  KeptSums sums;
-  sums.count = x[0];
-  sums.outside = x[1];
-  sums.mean = x[2];
-  sums.squares = x[3];
-  sums.weighted_squares = x[4];
-  return sums;
+  return kept_sums(x);
 }
 
 // The count of the kept tokens of such a tile, and its part of the steered normaliser.
@@ -122,12 +127,7 @@ __device__ inline KeptSums merge_kept(const RowScratch& scratch, int tiles, cons
   }
   float sums[5] = {own.count, own.outside, own.mean, own.squares, own.weighted_squares};
   block_reduce(sums, shared, Sum());
-  KeptSums all;
-  all.count = sums[0];
-  all.outside = sums[1];
-  all.mean = sums[2];
-  all.squares = sums[3];
-  all.weighted_squares = sums[4];
+  KeptSums all = kept_sums(sums);
   all.steered_max = block_reduce(own.steered_max, shared, Max());
   all.steered_total = block_reduce(own.steered_total * scale_to(own.steered_max, all.steered_max), shared, Sum());
   return all;

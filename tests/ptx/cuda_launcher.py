@@ -12,26 +12,19 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ptx.dtypes import Fault
-from ptx.machine import Machine
+from ptx.machine import ORDERS, Machine
 from ptx.memory import Memory
 from ptx.program import entries
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ORDERS: dict[str, Callable[[int], np.ndarray]] = {
-    "forward": np.arange,
-    "reverse": lambda count: np.arange(count)[::-1],
-    "shuffled": lambda count: np.random.default_rng(count).permutation(count),
-}
 
 
 def why_missing() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,12 @@ CONTROL = ("bra", "ret", "exit", "bar", "barrier")
 NOTHING = ("griddepcontrol", "prefetch", "prefetchu", "nanosleep", "pragma")
 FLOAT_NAMES = {*floats.BINARY, *floats.UNARY, *floats.APPROXIMATE, "fma", "mad", "div", "copysign"}
 AT_ONCE = 16384  # threads; more do not fit in the cache, fewer pay more for each instruction
+ORDERS: dict[str, Callable[[int], np.ndarray]] = {
+    "forward": np.arange,
+    "reverse": lambda count: np.arange(count)[::-1],
+    "shuffled": lambda count: np.random.default_rng(count).permutation(count),
+}
+"""The blocks of a launch in the order in which they run, from their number."""
 
 
 @dataclass

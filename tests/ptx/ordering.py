@@ -2,7 +2,8 @@
 
 Every access to a place leaves a stamp: the time on the launch's clock, the block and the warp. Two accesses by different warps,
 one of them a write, must have something between them: in one block a barrier; in two blocks of one launch a release and an
-acquire, which is a fence, an atomic on one address by both, and a fence again. Threads of one warp are taken to run in step.
+acquire, which is a fence, an atomic on one address by both, and a fence again. What one warp has acquired the others of its
+block may read after their next barrier. Threads of one warp are taken to run in step.
 One instruction by which several warps write one value to one place is let through: Triton's compiler writes such.
 """
 
@@ -14,6 +15,8 @@ from ptx.dtypes import S64, Fault
 
 _TIME, _WARP = 32, 6  # a stamp is time << 32 | block << 6 | warp
 _WHO = np.int64((1 << _TIME) - 1)
+Seen = dict[int, np.ndarray]
+"""Block to the time, for each of its warps, up to which its writes are seen."""
 READ_AFTER_WRITE = "read with no {between} since another {who} wrote it"
 WRITE_AFTER_WRITE = "written with no {between} since another {who} wrote it"
 WRITE_AFTER_READ = "written with no {between} since another {who} read it"
@@ -108,9 +111,12 @@ class GlobalOrder:
         self._stamps: dict[int, _Stamps] = {}
         self._reads: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._performed: dict[int, np.ndarray] = {}  # block: by warp, the time up to which its writes are seen by all
-        self._released: dict[int, dict[int, np.ndarray]] = {}  # address: what an atomic there has published
-        self._pending: dict[int, dict[int, np.ndarray]] = {}  # block: what its atomics read, until its next fence
-        self._visible: dict[int, dict[int, np.ndarray]] = {}  # block: what it may read
+        self._released: dict[int, Seen] = {}  # address: what an atomic there has published
+        self._pending: dict[int, Seen] = {}  # warp: what its atomics read, until its next fence
+        self._acquired: dict[
+            int, dict[int, tuple[int, Seen]]
+        ] = {}  # block: by warp, when it acquired what, since a barrier
+        self._visible: dict[int, Seen] = {}  # block: what all its warps may read
 
     def tick(self) -> int:
         self.clock += 1
@@ -139,18 +145,48 @@ class GlobalOrder:
         for what, stamp in before:
             foreign = (stamp != 0) & ((stamp & _WHO) != who)
             if foreign.any():
-                self._check(what, stamp[foreign], block[foreign])
+                self._check(what, stamp[foreign], who[foreign])
 
-    def _check(self, what: str, stamp: np.ndarray, block: np.ndarray) -> None:
-        time, owner = stamp >> _TIME, (stamp & _WHO) >> _WARP
-        same = owner == block
+    def _check(self, what: str, stamp: np.ndarray, mine: np.ndarray) -> None:
+        """mine: block and warp of each access."""
+        time, theirs = stamp >> _TIME, stamp & _WHO
+        block = mine >> _WARP
+        same = theirs >> _WARP == block
         if (same & (time > self.barrier[block])).any():
             raise Fault("global memory is " + what.format(between="barrier", who="warp of the block"))
-        for reader, writer, who in set(zip(block[~same], owner[~same], stamp[~same] & _WHO, strict=True)):
-            seen = self._visible.get(int(reader), {}).get(int(writer))
-            chosen = ~same & (block == reader) & ((stamp & _WHO) == who)
-            if seen is None or time[chosen].max() > seen[who & ((1 << _WARP) - 1)]:
-                raise Fault("global memory is " + what.format(between="release and acquire", who="block"))
+        if same.all():
+            return
+        for me in np.unique(mine[~same]):
+            seen = self._seen_by(int(me))
+            by_me = ~same & (mine == me)
+            for other in np.unique(theirs[by_me]):
+                performed = seen.get(int(other) >> _WARP)
+                latest = time[by_me & (theirs == other)].max()
+                if performed is None or latest > performed[other & ((1 << _WARP) - 1)]:
+                    raise Fault("global memory is " + what.format(between="release and acquire", who="block"))
+
+    def _seen_by(self, who: int) -> Seen:
+        """What a warp may read of other blocks."""
+        self._pass_on(who >> _WARP)
+        seen = dict(self._visible.get(who >> _WARP, {}))
+        _join(seen, self._acquired.get(who >> _WARP, {}).get(who, (0, {}))[1])
+        return seen
+
+    def _pass_on(self, block: int) -> None:
+        """A barrier of a block shows all its warps what one of them acquired before it."""
+        acquired = self._acquired.get(block, {})
+        for who in [who for who, (when, _) in acquired.items() if when < self.barrier[block]]:
+            _join(self._visible.setdefault(block, {}), acquired.pop(who)[1])
+
+    def _acquire(self, who: int) -> None:
+        """A warp may read from now on what its atomics have read of other blocks' releases."""
+        block = who >> _WARP
+        self._pass_on(block)
+        acquired = self._acquired.setdefault(block, {})
+        seen = acquired.get(who, (0, {}))[1]
+        _join(seen, self._pending.pop(who, {}))
+        if seen:
+            acquired[who] = (self.tick(), seen)
 
     def fence(self, block: np.ndarray, warp: np.ndarray) -> None:
         """A fence at the scope of the GPU: what the warp wrote, and saw before its last barrier, is seen by all."""
@@ -159,22 +195,23 @@ class GlobalOrder:
             performed = self._performed.setdefault(b, np.zeros(self.warps, S64))
             np.maximum(performed, self.barrier[b], out=performed)
             performed[w] = now
-            _join(self._visible.setdefault(b, {}), self._pending.pop(b, {}))
+            self._acquire(b << _WARP | w)
 
     def atomic(self, address: int, block: int, release: bool, acquire: bool, warp: int) -> None:
         """One thread's atomic (or its strong read, or strong write) at an address."""
         if release:
             self.fence(np.array([block]), np.array([warp]))
+        who = block << _WARP | warp
         published = self._released.setdefault(address, {})
-        _join(self._pending.setdefault(block, {}), published)
-        mine = dict(self._visible.get(block, {}))
+        _join(self._pending.setdefault(who, {}), published)
+        mine = self._seen_by(who)
         if block in self._performed:
             mine[block] = self._performed[block]
         _join(published, mine)
         if acquire:
-            _join(self._visible.setdefault(block, {}), self._pending.pop(block, {}))
+            self._acquire(who)
 
 
-def _join(into: dict[int, np.ndarray], other: dict[int, np.ndarray]) -> None:
+def _join(into: Seen, other: Seen) -> None:
     for block, performed in other.items():
         into[block] = np.maximum(into[block], performed) if block in into else performed.copy()

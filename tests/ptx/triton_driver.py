@@ -18,7 +18,7 @@ from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import CUDABackend
 
 from ptx.dtypes import Fault
-from ptx.machine import Machine
+from ptx.machine import ORDERS, Machine
 from ptx.memory import Memory
 
 FORMATS = {"fp32": "<f", "f32": "<f", "fp64": "<d", "f64": "<d"}
@@ -75,6 +75,10 @@ class Launcher:
     """Launches one compiled kernel."""
 
     perturb, seed = 0.0, 0
+    order: str = "forward"
+    """Of the programs, one of ORDERS."""
+    at_once: int | None = None
+    """How many programs run together; as many as fit if None."""
 
     def __init__(self, src, metadata) -> None:
         self.types = tuple(src.signature.values())
@@ -93,7 +97,10 @@ class Launcher:
             parameters.append(packed_argument(value, kind, memory))
         for parameter in machine.kernel.parameters[len(parameters) :]:  # Triton's scratch, which no kernel of ours uses
             parameters.append(bytes(parameter.size))
-        launched = machine.launch((x, y, z), parameters, memory, threads=32 * meta.num_warps)
+        order = ORDERS[self.order](x * y * z)
+        launched = machine.launch(
+            (x, y, z), parameters, memory, threads=32 * meta.num_warps, order=order, at_once=self.at_once
+        )
         cost.launches += 1
         cost.thread_instructions += launched.thread_instructions
         cost.seconds += time.process_time() - start
