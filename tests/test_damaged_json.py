@@ -129,7 +129,7 @@ WRONG = [
     ("adapter", 7, "adapter must be a text, got 7"),
     ("selection", [], "selection must be an object in braces, got \\[\\]"),
     ("penalty", "low", "penalty must be a number, got \"low\""),
-    ("schema", [2], "schema \\[2\\] is not 2"),
+    ("schema", [2], "schema \\[2\\] is not 3"),
     ("tokens_sha256", 5, "must be a text, got 5"),
     ("new", 1, "'new' is unknown"),
 ]  # fmt: skip
