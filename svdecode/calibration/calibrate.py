@@ -88,7 +88,8 @@ def calibrate(
         chosen = {"selected": best["mu"], "selection": found}
     own = Family(direction, alpha, PENALTY if penalty is None else penalty)
     masked = alpha or ALPHA
-    families = list(dict.fromkeys([own, *(compared(masked) if compare or recommend else [])]))
+    others = compared(masked) if compare or recommend else []
+    families = [own, *(family for family in others if family != own)]
     bar = "calibrate" if progress else None
     seen = collect(model, data, families, seed=seed, progress=bar, **models)
     other = None
@@ -131,7 +132,7 @@ def _judged_at(family: Family, seen: Collected) -> Tensor:
     return torch.cat([both[both < 0], both.new_zeros(2), both[both > 0]])
 
 
-def _prompt_keys(data: object) -> list[str]:
+def _prompt_keys(data: Any) -> list[str]:
     """Names of the prompts of texts that can be read again; none of batches and of streams."""
     if not isinstance(data, Sequence) and not hasattr(data, "column_names"):
         return []

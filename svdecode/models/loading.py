@@ -176,7 +176,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         adapted = PeftModel.from_pretrained(model, folder).eval()
     except _MISFITS as error:
         raise ValueError(f"{which} does not fit the model: {first_line(error)}") from None
-    check_fit(adapted, folder, adapted.active_adapter)
+    check_fit(adapted, folder, next(iter(adapted.peft_config)))
     return adapted
 
 

@@ -181,13 +181,10 @@ class Calibration:
         return torch.tensor([tokens.curve.mean(mu) for mu in mus], dtype=torch.float64)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Which mu, how sure, does it help, as a figure: see `svdecode.plot_calibration`.
+        """Which mu, how sure, does it help, as a figure, which a notebook shows: see `svdecode.plot_calibration`.
 
         Args:
             path: a file to write, in the format of its ending (.png, .svg, .pdf); None writes nothing.
-
-        Returns:
-            The figure, which a notebook shows.
 
         Raises:
             ValueError: a calibration without its tokens, or an unknown ending.
@@ -219,7 +216,7 @@ class Calibration:
         Args:
             fingerprint: of the adapter's weights; None for a model without one.
             alpha: None follows the calibration.
-            penalty: None follows the calibration; another one is refused only where the penalty was selected with mu.
+            penalty: None follows the calibration; another one is refused only where mu was found for one.
             direction: None follows the calibration.
 
         Raises:
