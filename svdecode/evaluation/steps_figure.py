@@ -79,10 +79,11 @@ def draw_ways_over_steps(axes: Axes, rows: Sequence[dict], worth: bool = False) 
             )  # fmt: skip
             ends += [low, high]
             if len(rows) <= _MOST_LABELS:
-                right = shift > 0
+                # Below the best way and above the temperature: neighbours do not meet.
+                above = key == "temperature"
                 axes.annotate(
-                    label(found).replace(", ", "\n"), (x, -found["gain"]), (8 if right else -8, 0), fontsize=8,
-                    textcoords="offset points", va="center", ha="left" if right else "right", color=_TEXT, bbox=_BOX,
+                    label(found).replace(", ", "\n"), (x, high if above else low), (0, 5 if above else -5), fontsize=8,
+                    textcoords="offset points", va="bottom" if above else "top", ha="center", color=_TEXT, bbox=_BOX,
                 )  # fmt: skip
     below = ["\nworth " + row["worth"]["text"].replace(" [", "\n[") if worth else "" for row in rows]
     _finish(axes, rows, ends, [f"{row['step']}{more}" for row, more in zip(rows, below, strict=True)])
@@ -102,7 +103,7 @@ def draw_worth(axes: Axes, rows: Sequence[dict]) -> None:
     steps = [row["step"] for row in rows]
     at = [math.log1p(step) for step in steps]
     reach = max(at[-1] - at[0], 1.0)
-    low, high = at[0] - 0.25 * reach, at[-1] + 0.25 * reach
+    low, high = at[0] - 0.55 * reach, at[-1] + 0.25 * reach  # room for the labels on the left, below the curve
 
     def place(value: float) -> float:
         """Steps on the axis; what is known only to lie beyond is at the edge."""
@@ -137,16 +138,14 @@ def draw_worth(axes: Axes, rows: Sequence[dict]) -> None:
             axes.plot(to, y, "|", color=ORANGE, markersize=14, markeredgewidth=2, zorder=3)
         if len(rows) <= _MOST_LABELS:
             axes.annotate(
-                f"{row['step']} steered = {worth['text']}", (x, y), (0, -8), textcoords="offset points", fontsize=8,
-                va="top", ha="left", color=_TEXT, bbox=_BOX,
+                f"{row['step']} steered =\n{worth['text']}", (x, y), (-9, -3), textcoords="offset points", fontsize=8,
+                va="top", ha="right", color=_TEXT, bbox=_BOX,
             )  # fmt: skip
     axes.set_xlim(low, high)
     shown = range(0, len(rows), -(-len(rows) // _MOST_LABELS))
     axes.set_xticks([at[i] for i in shown], [str(steps[i]) for i in shown], fontsize=8)
     axes.margins(y=0.15)
-    axes.set_xlabel(
-        "warm-start steps (log scale); dotted: to the steps of the same NLL; band: their 95% interval", fontsize=9
-    )
+    axes.set_xlabel("warm-start steps, log scale (bar and band: steps of the same NLL, 95%)")
     axes.set_ylabel("NLL, nats per gold token", fontsize=9)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(fontsize=8, loc="best")
@@ -189,7 +188,8 @@ def _finish(axes: Axes, rows: Sequence[dict], ends: Sequence[float], names: Sequ
     """Line at 0, limits that do not magnify noise, and the checkpoints' names below."""
     axes.axhline(0.0, color=GREY, linewidth=1, linestyle="--", zorder=0)
     low, high = min(*ends, -SMALLEST_REACH), max(*ends, SMALLEST_REACH)
-    axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    margin = 0.16 * (high - low)  # for the labels
+    axes.set_ylim(low - margin, high + margin)
     shown = range(0, len(rows), -(-len(rows) // _MOST_LABELS) or 1)
     axes.set_xticks(list(shown), [names[i] for i in shown], fontsize=8)
     axes.set_xlim(-0.6, len(rows) - 0.4)
