@@ -14,7 +14,7 @@ from svdecode.strength.family import MAX_STRENGTH, Family
 
 _FRACTIONS = (-0.5, -0.25, 0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 _SMALLEST_SCALE = 0.25
-_POINTS = 61
+_POINTS = 71  # the steps of 0.05 meet 0 and the best strength
 
 
 def direction_curves(

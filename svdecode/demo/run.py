@@ -32,6 +32,8 @@ from svdecode.evaluation.steps import best_way, checkpoints, evaluate_steps, hel
 from svdecode.models.base_model import base_name, load_base
 from svdecode.models.loading import BUNDLED_NAME, load_adapter, load_another
 from svdecode.models.steer import steer
+from svdecode.strength.calibration import FILE_NAME as CALIBRATION_NAME
+from svdecode.strength.calibration import Calibration
 from svdecode.warmstart.folder import is_complete
 from svdecode.warmstart.train import warmstart
 
@@ -93,13 +95,17 @@ def run(
         else:
             adapted = _trained(base, tokenizer, rows, splits, folder, seed, progress)
             cache.keep("adapter", True)
+    kept = cache.calibration(folder) if adapter is None else None
     with _timed(seconds, "calibrate"):
-        calibration = calibrate(adapted, calibration_rows, tokenizer=tokenizer, held_out=test_rows, **shared)
-        if adapter is None:
-            calibration.save_pretrained(folder)
+        if kept is not None:
+            calibration = kept
+        else:
+            calibration = calibrate(adapted, calibration_rows, tokenizer=tokenizer, held_out=test_rows, **shared)
+            if adapter is None:
+                calibration.save_pretrained(folder)
     compared = {"mu": calibration, "estimators": ["exact"], "ablations": False, **shared}
     with _timed(seconds, "NLL"):
-        nll = evaluate("nll", test_rows, adapted, tokenizer, **compared)
+        nll = evaluate("nll", test_rows, adapted, tokenizer, **compared) if kept is None else None
     with _timed(seconds, "answers"):
         answers = evaluate("exact_match", test_rows, adapted, tokenizer, max_new_tokens=NEW_TOKENS, **compared)
     with _timed(seconds, "speed"):
@@ -114,13 +120,18 @@ def run(
     with _timed(seconds, "steps"):
         if adapter is None and not cache.holds("steps"):
             load = functools.partial(load_another, adapted)
-            last = checkpoints(folder)[-1]  # the adapter itself
+            known = (
+                {} if nll is None else {checkpoints(folder)[-1]: (calibration, nll)}
+            )  # the last is the adapter itself
             found = evaluate_steps(
                 "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows,
-                known={last: (calibration, nll)}, **shared,
+                known=known, **shared,
             )  # fmt: skip
             cache.keep("steps", found)
         steps = [] if adapter is not None else cache.values["steps"]
+    means = cache.values["calibrated"]["nll"] if nll is None else _means(nll, "NLL")
+    if adapter is None and kept is None:
+        cache.keep("calibrated", {"sha256": _calibration_digest(folder), "nll": means})
 
     report = {
         "model": base_name(model, adapter),
@@ -133,7 +144,7 @@ def run(
         "table": calibration.table,
         "recommendation": calibration.recommendation,
         "curves": curves,
-        "nll_all_tokens": _means(nll, "NLL"),
+        "nll_all_tokens": means,
         "exact_match": _means(answers, "exact match"),
         "exact_match_difference": answers.comparisons["exact match"]["SVDecode (exact)"],
         **_samples(answers),
@@ -190,7 +201,7 @@ def _trained(
 
 
 class _Cache:
-    """What an earlier run with the same model, data and settings left: adapter, curves, and what the checkpoints gained."""
+    """What an earlier run with the same model, data and settings left: adapter, strength, curves, checkpoints' gains."""
 
     def __init__(self, path: Path, model: str | None, rows: list[dict[str, str]], splits: Splits) -> None:
         settings = (CACHE_FORMAT, model, rows, splits.parts, splits.seed, LEARNING_RATE, BATCH_SIZE, CHECKPOINTS)
@@ -198,12 +209,23 @@ class _Cache:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.values = found if found.get("key") == key else {"key": key}
 
+    def calibration(self, folder: Path) -> Calibration | None:
+        """That of the adapter, where its file is still the one that a whole run wrote; its NLL is then known too."""
+        same = self.holds("calibrated") and self.values["calibrated"]["sha256"] == _calibration_digest(folder)
+        return Calibration.from_pretrained(folder) if same else None
+
     def holds(self, name: str) -> bool:
         return name in self.values
 
     def keep(self, name: str, value: object) -> None:
         self.values[name] = value
         write_atomically(self.path, to_json(self.values, indent=1).encode())
+
+
+def _calibration_digest(folder: Path) -> str | None:
+    """SHA-256 of the calibration's file beside an adapter, which names the file of its tokens; None without one."""
+    path = folder / CALIBRATION_NAME
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _means(report: Report, metric: str) -> dict[str, dict]:
