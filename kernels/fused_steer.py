@@ -26,13 +26,13 @@ from svdecode.kernels.kept_sums import (
     COUNT,
     NUMBER,
     OWN,
-    PER_ROW,
     STEERED_MAX,
     STEERED_TOTAL,
     kept_field,
     kept_sums_kernel,
     label_moments,
     optimal_mu,
+    row_strength,
 )
 from svdecode.kernels.launch import launch
 from svdecode.kernels.merged_row import ROW_TILES, load_row
@@ -44,7 +44,7 @@ from svdecode.kernels.row_algebra import (
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer, within
+from svdecode.kernels.row_layout import RowLayout, logit_rows, on_device_of, row_pointer, within
 from svdecode.kernels.row_statistics import (
     FEW_TILES,
     MAX,
@@ -107,16 +107,12 @@ def steered_output_kernel(
         wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
         tile = next_tile(wanted, 0, WIDTH)
         if (tile < WIDTH) | (group == 0):
-            sizes, pre_strides, ft_strides, out_strides = layout
-            pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-            ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+            pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
             row, total = load_row(record)
             maximum, _inverse, _pre_top, _centre = row
             nan_unless_valid = total - total
             mean = 0.0
-            mu = mu_number
-            if MU == PER_ROW:
-                mu = tl.load(mu_ptr + row_index)
+            mu = row_strength(mu_ptr, row_index, mu_number, MU)
             if LABELS:
                 label = tl.load(label_ptr + row_index)
                 n, d, h, mean = label_moments(
@@ -151,7 +147,7 @@ def steered_output_kernel(
                 tl.store(mu_out_ptr + row_index, mu + nan_unless_valid)
                 save_row(saved_out_ptr, row_index, row, total, normaliser, mean)
             if DENSE:
-                out_row = row_pointer(out_ptr, row_index, sizes, out_strides, zero, ALIGN)
+                out_row = row_pointer(out_ptr, row_index, layout[0], layout[3], zero, ALIGN)
                 if total > 0:
                     while tile < WIDTH:
                         if DROP or tl.load(fields + MAX * WIDTH + tile) >= threshold:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from svdecode.kernels.row_algebra import NEG_INF, exponential, shift_outside, steered, steering
-from svdecode.kernels.row_layout import row_pointer, within
+from svdecode.kernels.row_layout import logit_rows, row_pointer, within
 from svdecode.kernels.row_statistics import (
     MAX,
     OWN_FIELDS,
@@ -95,10 +95,8 @@ def steer_gradient_sums_kernel(
     wanted = of_group(kept if DROP else used, group, group_size, WIDTH)
     mu = tl.load(mu_ptr + row_index)
     shift = shift_outside(mu, penalty, DROP)
-    sizes, pre_strides, ft_strides, grad_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-    grad_row = row_pointer(grad_ptr, row_index, sizes, grad_strides, zero, ALIGN)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
+    grad_row = row_pointer(grad_ptr, row_index, layout[0], layout[3], zero, ALIGN)
     tile = next_tile(wanted, 0, WIDTH)
     while tile < WIDTH:
         token, inside, z, a = load_tile(pre_row, ft_row, tile, vocabulary, ALIGN, TILE)
@@ -250,9 +248,7 @@ def strength_gradient_kernel(
     _used, kept = open_saved_row(fields, num_tiles, threshold, WIDTH)
     mu = tl.load(mu_ptr + m)
     shift = shift_outside(mu, penalty, DROP)
-    sizes, pre_strides, ft_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
     label = tl.load(label_ptr + row_index)
     in_range, label_z, label_a = load_label(pre_row, ft_row, label, vocabulary)
     label_kept = label_z >= threshold

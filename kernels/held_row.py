@@ -12,19 +12,12 @@ import triton
 import triton.language as tl
 
 from svdecode.kernels import settings
-from svdecode.kernels.merged_row import ROW_TILES
 from svdecode.kernels.row_algebra import NEG_INF
 from svdecode.kernels.row_layout import within
 
 HELD_TILES, SLOT = (tl.constexpr(number) for number in (settings.HELD_TILES, settings.SLOT))
 FINISHED = tl.constexpr(-1.0)
 """Where the record of a row has its number of kept tiles."""
-
-
-@triton.jit
-def is_finished(record):
-    """Whether the second launch has finished a row."""
-    return tl.load(record + ROW_TILES) == FINISHED
 
 
 @triton.jit

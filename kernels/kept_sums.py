@@ -34,7 +34,7 @@ from svdecode.kernels.row_algebra import (
     steering,
     top_delta,
 )
-from svdecode.kernels.row_layout import row_pointer
+from svdecode.kernels.row_layout import logit_rows, row_pointer
 from svdecode.kernels.row_statistics import (
     OWN_FIELDS,
     load_field,
@@ -54,6 +54,15 @@ COUNT, OUTSIDE, MEAN, SQUARES, WEIGHTED_SQUARES, STEERED_MAX, STEERED_TOTAL = (
 )
 NUMBER, PER_ROW, OWN = (tl.constexpr(i) for i in range(3))  # where a row's mu comes from
 IGNORE = tl.constexpr(IGNORE_INDEX)
+
+
+@triton.jit
+def row_strength(mu_ptr, row, mu_number, MU: tl.constexpr):
+    """mu of a row, but for its own mu_star, which takes the row's sums."""
+    mu = mu_number
+    if MU == PER_ROW:
+        mu = tl.load(mu_ptr + row)
+    return mu
 
 
 @triton.jit
@@ -130,12 +139,8 @@ def kept_sums_kernel(
     group = tl.program_id(1)
     record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
-    sizes, pre_strides, ft_strides, out_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-    mu = mu_number
-    if MU == PER_ROW:
-        mu = tl.load(mu_ptr + row_index)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
+    mu = row_strength(mu_ptr, row_index, mu_number, MU)
     finished = False
     if FINISH:
         first, last, number = ends_of(kept, WIDTH)
@@ -150,7 +155,7 @@ def kept_sums_kernel(
                 zs = steered(u, delta, keep, mu, NEG_INF)
                 top = tl.max(zs, 0)
                 normaliser = top + tl.log(tl.sum(exponential(zs - finite_or_zero(top)), 0))
-                out_row = row_pointer(out_ptr, row_index, sizes, out_strides, zero, ALIGN)
+                out_row = row_pointer(out_ptr, row_index, layout[0], layout[3], zero, ALIGN)
                 tl.store(out_row + token, zs - normaliser, mask=keep)
                 tl.store(record + ROW_TILES, FINISHED)
                 tl.store(mu_out_ptr + row_index, mu)

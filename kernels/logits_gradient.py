@@ -18,7 +18,7 @@ from svdecode.kernels.row_algebra import (
     difference_from_top,
     exponential,
 )
-from svdecode.kernels.row_layout import row_pointer, within
+from svdecode.kernels.row_layout import logit_rows, within
 from svdecode.kernels.row_statistics import (
     MAX,
     load_label,
@@ -69,11 +69,9 @@ def delta_gradient_sums_kernel(
     own = of_group(kept, group, group_size, WIDTH)
     tile = next_tile(own, 0, WIDTH)
     if tile < WIDTH:
-        sizes, pre_strides, ft_strides, grad_strides = layout
-        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+        pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
         grad_row = gradient_row(
-            grad_ptr, record, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN
+            grad_ptr, record, row_index, layout[0], layout[3], zero, num_strengths, MODE, DENSE, ALIGN
         )
         label_z = NEG_INF + 0.0
         label_a = NEG_INF + 0.0
@@ -134,9 +132,7 @@ def logits_gradient_kernel(
     row, total, threshold, normaliser, mean = saved_row(saved_ptr, row_index, log_alpha)
     maximum, inverse, pre_top, centre = row
     record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
-    sizes, pre_strides, ft_strides, grad_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
     row_offset = tl.multiple_of(row_index.to(tl.int64) * vocabulary, ALIGN)
     SHORT: tl.constexpr = DROP or MODE == VECTOR or not (DENSE or MODE == NLL)
     own_maxima = tl.load(fields + MAX * WIDTH + split * TILES + tl.arange(0, TILES))
@@ -175,7 +171,7 @@ def logits_gradient_kernel(
             tokens_differ = not finite
     if tokens_differ:
         grad_row = gradient_row(
-            grad_ptr, record, row_index, sizes, grad_strides, zero, num_strengths, MODE, DENSE, ALIGN
+            grad_ptr, record, row_index, layout[0], layout[3], zero, num_strengths, MODE, DENSE, ALIGN
         )
         label_z = NEG_INF + 0.0
         label_a = NEG_INF + 0.0

@@ -132,6 +132,14 @@ def row_pointer(ptr, row, sizes, strides, zero, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def logit_rows(pre_ptr, ft_ptr, row, layout, zero, ALIGN: tl.constexpr):
+    """Pointers to a row's first token in the logits of both models; `layout` has the sizes, then the strides of each tensor."""
+    pre_row = row_pointer(pre_ptr, row, layout[0], layout[1], zero, ALIGN)
+    ft_row = row_pointer(ft_ptr, row, layout[0], layout[2], zero, ALIGN)
+    return pre_row, ft_row
+
+
+@triton.jit
 def within(token, vocabulary, ALIGN: tl.constexpr):
     """Whether tokens lie in the vocabulary; written so that masks of aligned loads are the same for all their tokens."""
     return token < vocabulary // ALIGN * ALIGN

@@ -15,7 +15,7 @@ from torch import Tensor
 from svdecode.constants import KL
 from svdecode.kernels.arguments import log_threshold, strength_source
 from svdecode.kernels.held_row import HELD_TILES, ends_of, kept_of_slots, load_held
-from svdecode.kernels.kept_sums import NUMBER, PER_ROW
+from svdecode.kernels.kept_sums import NUMBER, row_strength
 from svdecode.kernels.launch import launch
 from svdecode.kernels.merged_row import load_row, merge_row, store_row
 from svdecode.kernels.row_algebra import (
@@ -27,7 +27,7 @@ from svdecode.kernels.row_algebra import (
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import RowLayout, row_pointer
+from svdecode.kernels.row_layout import RowLayout, logit_rows
 from svdecode.kernels.row_statistics import (
     FEW_TILES,
     OWN_FIELDS,
@@ -136,12 +136,8 @@ def sample_sums_kernel(
     group = tl.program_id(1)
     record, fields = workspace_of(workspace_ptr, row_index, WIDTH)
     used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
-    sizes, pre_strides, ft_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-    mu = mu_number
-    if MU == PER_ROW:
-        mu = tl.load(mu_ptr + row_index)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
+    mu = row_strength(mu_ptr, row_index, mu_number, MU)
     shift = shift_outside(mu, penalty, DROP)
     finished = False
     programs = tl.num_programs(1)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdecode.kernels.kept_sums import NUMBER, PER_ROW
+from svdecode.kernels.kept_sums import NUMBER, PER_ROW, row_strength
 from svdecode.kernels.launch import launch
 from svdecode.kernels.merged_row import load_row
 from svdecode.kernels.row_algebra import (
@@ -31,7 +31,7 @@ from svdecode.kernels.row_algebra import (
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
+from svdecode.kernels.row_layout import RowLayout, logit_rows, on_device_of
 from svdecode.kernels.row_statistics import load_field, load_label, next_tile, open_row, workspace_of
 from svdecode.kernels.sample_sums import (
     MASS,
@@ -122,12 +122,8 @@ def pick_token_kernel(
     used, _maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
     wanted = kept if DROP else used
     row, total = load_row(record)
-    sizes, pre_strides, ft_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-    mu = mu_number
-    if MU == PER_ROW:
-        mu = tl.load(mu_ptr + row_index)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
+    mu = row_strength(mu_ptr, row_index, mu_number, MU)
     shift = shift_outside(mu, penalty, DROP)
     opened = (pre_row, ft_row, vocabulary, row, threshold, mu, shift)
 

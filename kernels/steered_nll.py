@@ -27,7 +27,7 @@ from svdecode.kernels.row_algebra import (
     steered,
     steering,
 )
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer
+from svdecode.kernels.row_layout import RowLayout, logit_rows, on_device_of
 from svdecode.kernels.row_statistics import (
     TOTAL,
     load_field,
@@ -78,9 +78,7 @@ def steered_nll_kernel(
     used, maxima, kept, threshold = open_row(fields, num_tiles, log_alpha, WIDTH)
     row, total, _kl, _top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
     maximum, _inverse, _pre_top, _centre = row
-    sizes, pre_strides, ft_strides = layout
-    pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-    ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
+    pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
 
     top = tl.full([STRENGTHS], float("-inf"), tl.float32)
     mass = tl.zeros([STRENGTHS], tl.float32)

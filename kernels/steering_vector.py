@@ -12,7 +12,7 @@ from svdecode.kernels.arguments import log_threshold
 from svdecode.kernels.launch import launch
 from svdecode.kernels.merged_row import merge_row
 from svdecode.kernels.row_algebra import steering
-from svdecode.kernels.row_layout import RowLayout, on_device_of, row_pointer, within
+from svdecode.kernels.row_layout import RowLayout, logit_rows, on_device_of, row_pointer, within
 from svdecode.kernels.row_statistics import (
     load_tile,
     next_tile,
@@ -54,10 +54,8 @@ def steering_vector_kernel(
     tile = next_tile(own, 0, WIDTH)
     if (tile < WIDTH) | (group == 0):
         row, total, _kl, _top_excluded, valid = merge_row(fields, used, maxima, False, WIDTH)
-        sizes, pre_strides, ft_strides, out_strides = layout
-        pre_row = row_pointer(pre_ptr, row_index, sizes, pre_strides, zero, ALIGN)
-        ft_row = row_pointer(ft_ptr, row_index, sizes, ft_strides, zero, ALIGN)
-        out_row = row_pointer(out_ptr, row_index, sizes, out_strides, zero, ALIGN)
+        pre_row, ft_row = logit_rows(pre_ptr, ft_ptr, row_index, layout, zero, ALIGN)
+        out_row = row_pointer(out_ptr, row_index, layout[0], layout[3], zero, ALIGN)
         if group == 0:
             save_row(saved_out_ptr, row_index, row, tl.where(valid, total, float("nan")), 0.0, 0.0)
         if valid:
