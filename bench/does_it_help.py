@@ -1,11 +1,11 @@
 """Which way of decoding helps a warm start, and after how many steps: the fair table of `svdecode calibrate` on some data.
 
     python bench/does_it_help.py --output runs/help countries truthfulqa=truthfulqa.csv arc_easy=ARC-Easy.train.json
-    python bench/does_it_help.py --output runs/help --plot docs/assets     # draws what is there again
+    python bench/does_it_help.py --output runs/help --plot docs/images     # draws what is there again
 
-For each data set the bundled SmolLM2-135M is warm-started with a LoRA, with a checkpoint after each of STEPS. Each checkpoint
-is calibrated on one part of the data and judged on another; no prompt is in two parts. "countries" is the demo's task. Where a
-run was interrupted it goes on. Writes results.json and results.md into the output folder, and the figures of
+For each data set the bundled SmolLM2-135M is warm-started with a LoRA, with the demo's settings and checkpoints. Each
+checkpoint is calibrated on one part of the data and judged on another; no prompt is in two parts. "countries" is the demo's
+task. Where a run was interrupted it goes on. Writes results.json and results.md into the output folder, and the figures of
 docs/does-it-help.md.
 """
 
@@ -23,15 +23,14 @@ from svdecode.common.tables import markdown_table, with_interval
 from svdecode.data.examples import read_examples
 from svdecode.data.splits import Splits, prompt_key
 from svdecode.demo.facts import country_facts
+from svdecode.demo.run import BATCH_SIZE, CHECKPOINTS, LEARNING_RATE
 from svdecode.models.loading import load_adapter, load_model
 from svdecode.strength.fair_table import CAPTION, table_cells
 from svdecode.warmstart.folder import is_complete, step_folder
 from svdecode.warmstart.train import warmstart
 
 COUNTRIES = "countries"
-STEPS = (12, 24, 48)
-BATCH_SIZE, LEARNING_RATE = 4, 2e-4
-PARTS = {"train": STEPS[-1] * BATCH_SIZE, "calibration": 64, "test": 96}
+PARTS = {"train": CHECKPOINTS[-1] * BATCH_SIZE, "calibration": 64, "test": 96}
 WAYS = {  # of each figure: label, marker, colour; told apart without colours too
     "whole": {
         "best temperature": ("best temperature", "x", GREY),
@@ -66,7 +65,7 @@ def parts_of(name: str, source: str | None, tokenizer: object, seed: int) -> dic
 
 def measure(name: str, source: str | None, folder: Path, seed: int) -> None:
     """Warm start and calibrations of one data set, as steps-N.json in its folder; what is there already is left."""
-    wanted = [step for step in STEPS if not (folder / f"step-{step}.json").is_file()]
+    wanted = [step for step in CHECKPOINTS if not (folder / f"step-{step}.json").is_file()]
     if not wanted:
         return
     base, tokenizer = load_model()
@@ -76,7 +75,7 @@ def measure(name: str, source: str | None, folder: Path, seed: int) -> None:
         splits = Splits.make(parts["train"], data=name, fractions=(1, 0, 0))
         warmstart(
             base, tokenizer, parts["train"], adapter, splits=splits, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE,
-            save_steps=STEPS, seed=seed,
+            save_steps=CHECKPOINTS, seed=seed,
         )  # fmt: skip
     for step in wanted:
         base, _ = load_model()

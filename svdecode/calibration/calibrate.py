@@ -20,6 +20,7 @@ from svdecode.strength.calibration import Calibration
 from svdecode.strength.estimators import ESTIMATORS
 from svdecode.strength.fair_table import compared, fair_table, recommended
 from svdecode.strength.family import Family
+from svdecode.strength.nll_curve import with_both_zeros
 from svdecode.strength.refinement import strengths_to_add
 
 
@@ -42,7 +43,7 @@ def calibrate(
     max_length: int | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Estimate the steering strength from gold tokens, with two or three forwards of both models over the data.
+    """Estimate the steering strength from gold tokens, with one or two forwards of both models over the data.
 
     Processes started by accelerate or torchrun share the batches, and each gets the same result as one process alone would.
 
@@ -127,9 +128,7 @@ def calibrate(
 def _judged_at(family: Family, seen: Collected) -> Tensor:
     """Where held-out data are looked at: wherever the calibration data were, and at the minimum."""
     curve = seen.curves[family]
-    added = strengths_to_add(curve, seen.gold.get(family))
-    both = torch.cat([curve.mus[curve.mus != 0], added]).unique()
-    return torch.cat([both[both < 0], both.new_zeros(2), both[both > 0]])
+    return with_both_zeros(torch.cat([curve.mus, strengths_to_add(curve, seen.gold.get(family))]))
 
 
 def _prompt_keys(data: Any) -> list[str]:

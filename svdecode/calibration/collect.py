@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,9 +65,9 @@ class Collected:
         """The statistics under one family, which is no temperature."""
         return TokenStatistics(self.gold[family], self.curves[family])
 
-    def wanted(self, seed: int) -> dict[Family, Tensor]:
-        """The strengths at which each family should be known too."""
-        found = {f: strengths_to_add(curve, self.gold.get(f), seed) for f, curve in self.curves.items()}
+    def wanted(self, seed: int, families: Iterable[Family]) -> dict[Family, Tensor]:
+        """The strengths at which some families should be known too."""
+        found = {family: strengths_to_add(self.curves[family], self.gold.get(family), seed) for family in families}
         return {family: mus for family, mus in found.items() if len(mus)}
 
     def refine(self, other: Collected) -> None:
@@ -110,11 +110,11 @@ def collect(
     grids = {family: family.coarse() for family in families}
     found = _joined(_read(rows, grids, progress, limit=_PILOT), batches, grids)
     if not found.whole:
-        wanted = found.wanted(seed)
+        wanted = found.wanted(seed, families)
         grids = {family: full_grid(family, wanted.get(family, grid[:0])) for family, grid in grids.items()}
         found = _joined(_read(rows, grids, progress), batches, grids)
     for _ in range(_READINGS - 1):
-        grids = {family: mus for family, mus in found.wanted(seed).items() if not is_close(found.curves[family])}
+        grids = found.wanted(seed, [family for family, curve in found.curves.items() if not is_close(curve)])
         if not grids:
             break
         again = _joined(_read(rows, grids, progress, tokens=False), batches, grids)
@@ -156,8 +156,7 @@ def _read(
     """This process's share of a reading that ends after `limit` gold tokens of all processes, or with the data."""
     rank, size = rank_and_size()
     parts, seen, whole, start = [], 0, True, time.perf_counter()
-    share = None if rows.batches.count is None else len(range(rank, rows.batches.count, size))
-    with tqdm(rows, total=share, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
+    with tqdm(rows, total=rows.batches.count, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
         for found, digests in bar:
             if seen >= limit / size:
                 whole = False
@@ -226,7 +225,10 @@ class Batches:
     ) -> None:
         self.name, self.max_length = name, max_length
         self._arguments = (data, tokenizer, batch_size, max_length, name)
-        first, self.count = numbered_batches(*self._arguments)
+        first, count = numbered_batches(*self._arguments)
+        rank, size = rank_and_size()
+        self.count = None if count is None else len(range(rank, count, size))
+        """Of this process; None where it is not known."""
         self._rest: Iterator | None = self._share(first)
         self._again = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         self._kept: list[dict[str, Tensor]] = []

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from svdecode.calibration.collect import Batches
 from svdecode.calibration.grids import Scale
 from svdecode.calibration.statistics import GoldRows, gold_rows
-from svdecode.common.distributed import gather, is_main, rank_and_size, shard
+from svdecode.common.distributed import gather, is_main, shard
 from svdecode.decoding.answers import answer_all
 from svdecode.decoding.generate import generate
 from svdecode.models.steered_model import SteeredModel
@@ -98,10 +98,8 @@ def first_choices(source: Source, settings: Sequence[Setting]) -> Scores:
 def _of_gold_rows(source: Source, score: Callable[[GoldRows], Tensor], name: str) -> tuple[Tensor, Tensor]:
     """(settings, S) float64 sums of a score (settings, rows) over each sequence's gold tokens, and how many there are, (S,)."""
     batches = Batches(source.data, source.tokenizer, source.batch_size, source.max_length)
-    rank, size = rank_and_size()
-    share = None if batches.count is None else len(range(rank, batches.count, size))
     parts = []
-    for batch in tqdm(batches, total=share, desc=name, disable=not source.progress or rank > 0):
+    for batch in tqdm(batches, total=batches.count, desc=name, disable=not (source.progress and is_main())):
         rows = gold_rows(source.steered, batch)
         found = score(rows)
         sums = found.new_zeros(len(found), len(rows.sequence)).index_add_(1, rows.owner, found)

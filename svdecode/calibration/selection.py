@@ -24,7 +24,7 @@ from svdecode.calibration.grids import Grid
 from svdecode.calibration.metrics import Scores, Source, check_metric
 from svdecode.data.examples import COLUMNS
 from svdecode.models.steer import steer
-from svdecode.strength.bootstrap import difference, halves, interval, ratio_draws
+from svdecode.strength.bootstrap import halves, paired_gain
 from svdecode.strength.family import MAX_STRENGTH
 from svdecode.strength.nll_curve import NLLCurve
 
@@ -99,10 +99,11 @@ def select_settings(
         {**setting._asdict(), "score": None, "gain": None, "interval": None} for setting in settings
     ]
     for place, index in enumerate(ran):
-        gain = (means[place] - means[0]).item()
-        table[index] |= {"score": means[place].item(), "gain": gain, "interval": _interval(scores, place, seed)}
-    for index, row in enumerate(table if screened is not None else ()):
-        row["screened"] = _means(screened)[index].item()
+        against = paired_gain(scores.values[place] - scores.values[0], scores.weights, seed)
+        table[index] |= {"score": means[place].item(), **against}
+    if screened is not None:
+        for row, score in zip(table, _means(screened).tolist(), strict=True):
+            row["screened"] = score
     crossed = winners if winners is None else [ran.index(index) for index in winners]
     return {
         "metric": metric,
@@ -129,12 +130,6 @@ def _best(means: Tensor) -> int:
     return int((means == means.max()).nonzero()[0])
 
 
-def _interval(scores: Scores, index: int, seed: int) -> list[float] | None:
-    if len(scores.weights) < 2:
-        return None
-    return list(interval(ratio_draws(scores.values[index] - scores.values[0], scores.weights, seed)))
-
-
 def _cross_fitted(scores: Scores, seed: int, winners: list[int] | None) -> dict[str, object] | None:
     """The gain of each half's winner on the other half; `winners` are those of a screen, None lets the scores choose."""
     count = len(scores.weights)
@@ -144,4 +139,4 @@ def _cross_fitted(scores: Scores, seed: int, winners: list[int] | None) -> dict[
     for which, fitted in enumerate(halves(count, seed)):
         best = _best(_means(scores, fitted)) if winners is None else winners[which]
         differences[~fitted] = scores.values[best, ~fitted] - scores.values[0, ~fitted]
-    return difference(differences, scores.weights, seed)
+    return paired_gain(differences, scores.weights, seed)

@@ -67,9 +67,8 @@ def batch_statistics(rows: GoldRows, mus: Mapping[Family, Tensor], tokens: bool 
     limit = _CPU_ROWS if rows.ft.device.type == "cpu" else _GPU_ROWS
     count = len(rows.sequence)
     found: dict[Family, list[tuple]] = {family: [] for family in mus}
-    for pre, ft, labels in zip(
-        *(part.split(limit) for part in rows[:3]), strict=True
-    ):  # one part at least, perhaps empty
+    # One part at least, which may be empty.
+    for pre, ft, labels in zip(*(part.split(limit) for part in rows[:3]), strict=True):
         values = rows_of(pre, ft, labels)
         for family, at in mus.items():
             nll = nll_of(values, family, at)

@@ -11,6 +11,7 @@ from svdecode.constants import KL, LOG_RATIO
 from svdecode.strength.bootstrap import curve_band
 from svdecode.strength.calibration import Calibration
 from svdecode.strength.family import MAX_STRENGTH, Family
+from svdecode.strength.nll_curve import with_both_zeros
 
 _FRACTIONS = (-0.5, -0.25, 0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 _SMALLEST_SCALE = 0.25
@@ -58,5 +59,4 @@ def direction_curves(
 def _grid(mu: float) -> torch.Tensor:
     """Strengths around 0 and the best one, rising, 0 twice."""
     scale = max(abs(mu), _SMALLEST_SCALE) * (-1 if mu < 0 else 1)
-    wanted = (torch.tensor(_FRACTIONS, dtype=torch.float64) * scale).clamp(-MAX_STRENGTH, MAX_STRENGTH).unique()
-    return torch.cat([wanted[wanted < 0], wanted.new_zeros(2), wanted[wanted > 0]])
+    return with_both_zeros((torch.tensor(_FRACTIONS, dtype=torch.float64) * scale).clamp(-MAX_STRENGTH, MAX_STRENGTH))

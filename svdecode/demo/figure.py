@@ -12,6 +12,7 @@ from svdecode.constants import KL, LOG_RATIO
 from svdecode.evaluation.figures import SMALLEST_REACH, draw_values, ends_of
 from svdecode.evaluation.steps_figure import draw_ways_over_steps
 from svdecode.evaluation.steps_report import WORTH_CAPTION
+from svdecode.strength.fair_table import temperature_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ def draw_directions(axes: Axes, curves: dict[str, dict], temperature: dict) -> N
         )  # fmt: skip
         shown += [change, *(end[place] for end in band)]
     axes.axhspan(low, high, facecolor="none", edgecolor=GREY, hatch="////", linewidth=0.5, alpha=0.5, zorder=0)
-    label = f"best temperature, T = {1 / (1 + temperature['mu']):.2f}"
+    label = f"best temperature, {temperature_label(temperature)}"
     axes.axhline(at, color="black", linestyle="-.", linewidth=1.5, label=label)
     axes.axhline(0.0, color=GREY, linewidth=0.8, linestyle=":")
     axes.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")

@@ -120,9 +120,8 @@ def run(
     with _timed(seconds, "steps"):
         if adapter is None and not cache.holds("steps"):
             load = functools.partial(load_another, adapted)
-            known = (
-                {} if nll is None else {checkpoints(folder)[-1]: (calibration, nll)}
-            )  # the last is the adapter itself
+            # The last checkpoint is the adapter itself.
+            known = {} if nll is None else {checkpoints(folder)[-1]: (calibration, nll)}
             found = evaluate_steps(
                 "nll", test_rows, folder, load, tokenizer, calibration_data=calibration_rows,
                 known=known, **shared,

@@ -15,6 +15,7 @@ from svdecode.common.figures import BLUE, GREY, ORANGE, load_pyplot, save_figure
 from svdecode.evaluation.figures import HOW_TO_READ, SMALLEST_REACH, ends_of
 from svdecode.evaluation.steps_report import best_label
 from svdecode.evaluation.tasks import find_task
+from svdecode.strength.fair_table import temperature_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def draw_ways_over_steps(axes: Axes, rows: Sequence[dict], worth: bool = False) 
     ends = [0.0]
     kinds = (
         ("best", "o", "-", ORANGE, -_APART, "best way", best_label),
-        ("temperature", "D", "--", BLUE, _APART, "best temperature", lambda row: f"T = {1 / (1 + row['mu']):.2f}"),
+        ("temperature", "D", "--", BLUE, _APART, "best temperature", temperature_label),
     )
     for key, marker, dashes, colour, shift, name, label in kinds:
         for place, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svdecode.common.tables import markdown_table, with_interval
+from svdecode.strength.family import temperature_of
 
 CAPTION = (
     "Kept gold tokens: the tokens of the right answers that the warm start finds at least alpha times (by default a tenth) as "
@@ -41,7 +42,7 @@ def worth_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         best, temperature = row["best"], row["temperature"]
         lines.append([
             str(row["step"]), f"{row['warm_start']['nll']:.3f}", best_label(best), f"{best['nll']:.3f}",
-            with_interval(best, "gain", sign="+"), f"{1 / (1 + temperature['mu']):.2f}",
+            with_interval(best, "gain", sign="+"), f"{temperature_of(temperature['mu']):.2f}",
             with_interval(temperature, "gain", sign="+"), with_interval(best["over_temperature"], "gain", sign="+"),
             row["worth"]["text"],
         ])  # fmt: skip

@@ -7,7 +7,7 @@ the tokens. For `exact`, a draw's curve is the weighted sum of the sequences' cu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -108,15 +108,25 @@ def cross_fitted_gain(tokens: TokenStatistics, estimator: str, seed: int = 0) ->
 
     None where a half has no scored token.
     """
-    steered = torch.empty(len(tokens.curve), dtype=torch.float64)
-    strengths = []
-    for fitted in halves(len(tokens.curve), seed):
-        half = tokens.select(fitted)
-        if not half.curve.scored.any():
-            return None
-        strengths.append(ESTIMATORS[estimator](half))
-        steered[~fitted] = tokens.curve.select(~fitted).at(strengths[-1])
+    if not all(bool(tokens.curve.scored[half].any()) for half in halves(len(tokens.curve), seed)):
+        return None
+    steered, strengths = crossed(tokens.curve, lambda fitted: ESTIMATORS[estimator](tokens.select(fitted)), seed)
     return {**_gain(tokens, steered, seed), "mus": strengths}
+
+
+def crossed(curve: NLLCurve, strength: Callable[[Tensor], float], seed: int = 0) -> tuple[Tensor, list[float]]:
+    """(S,) NLL of each sequence at the strength of the other half, and both strengths.
+
+    Args:
+        curve: of the sequences.
+        strength: that of some sequences, (S,) bool.
+        seed: of the halves.
+    """
+    found, strengths = torch.empty(len(curve), dtype=torch.float64), []
+    for fitted in halves(len(curve), seed):
+        strengths.append(strength(fitted))
+        found[~fitted] = curve.select(~fitted).at(strengths[-1])
+    return found, strengths
 
 
 def halves(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -132,14 +142,14 @@ def _gain(tokens: TokenStatistics, steered: Tensor, seed: int) -> dict[str, obje
     return {
         "nll_at_0": (plain.sum() / total).item(),
         "nll_at_mu": (steered.sum() / total).item(),
-        **difference(plain - steered, curve.scored, seed),
+        **paired_gain(plain - steered, curve.scored, seed),
         "num_tokens": int(total),
         "num_sequences": int((curve.scored > 0).sum()),
         "coverage": tokens.coverage,
     }
 
 
-def difference(values: Tensor, scored: Tensor, seed: int = 0) -> dict[str, object]:
+def paired_gain(values: Tensor, scored: Tensor, seed: int = 0) -> dict[str, object]:
     """ "gain", sum(values) / sum(scored), both (S,), and its "interval"; None with fewer than two sequences that count."""
     there = scored > 0
     values, scored = values[there], scored[there]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from svdecode.common.tables import with_interval
 from svdecode.constants import ALPHA, KL, LOG_RATIO
-from svdecode.strength.bootstrap import difference, halves
+from svdecode.strength.bootstrap import crossed, paired_gain
 from svdecode.strength.estimators import ESTIMATORS
-from svdecode.strength.family import TEMPERATURE, Family
+from svdecode.strength.family import TEMPERATURE, Family, temperature_of
 from svdecode.strength.nll_curve import NLLCurve
 from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
@@ -97,12 +97,12 @@ def fair_table(
             if one.family.direction == TEMPERATURE:
                 best_temperature = found
             else:
-                over = difference(best_temperature - found, scored, seed)
+                over = paired_gain(best_temperature - found, scored, seed)
             table.append(
                 {"name": one.name, "direction": one.family.direction, "mu": mu, **common}
                 | {
                     "nll": (found.sum() / total).item(),
-                    **difference(plain - found, scored, seed),
+                    **paired_gain(plain - found, scored, seed),
                     "over_temperature": over,
                 }
             )
@@ -127,27 +127,29 @@ def _strength(
 def _crossed(
     one: _Candidate, curves: Mapping[Family, NLLCurve], gold: Mapping[Family, GoldTokens], seed: int
 ) -> Tensor:
-    """(S,) NLL of each sequence at the strength of the other half."""
+    """(S,) NLL of each sequence at the strength of the other half, or of its own where there is no other."""
     curve = curves[one.family]
-    found = torch.empty(len(curve), dtype=torch.float64)
     if len(curve) < 2:
         return curve.at(_strength(one, curves, gold))
-    for fitted in halves(len(curve), seed):
-        found[~fitted] = curve.select(~fitted).at(_strength(one, curves, gold, fitted))
-    return found
+    return crossed(curve, lambda fitted: _strength(one, curves, gold, fitted), seed)[0]
 
 
 def table_cells(table: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and rows, as text."""
     rows = []
     for row in table:
-        mu = f"T = {1 / (1 + row['mu']):.2f}" if row["direction"] == TEMPERATURE else f"{row['mu']:.3f}"
+        mu = temperature_label(row) if row["direction"] == TEMPERATURE else f"{row['mu']:.3f}"
         gain = with_interval(row, "gain", sign="+") if row["direction"] else ""
         over = with_interval(row["over_temperature"], "gain", sign="+")
         rows.append(
             [row["name"], mu if row["direction"] else "", f"{row['nll']:.3f}", gain, over, str(row["num_tokens"])]
         )
     return ["", "mu", "NLL", "gain [95%]", "over the temperature [95%]", "tokens"], rows
+
+
+def temperature_label(row: Row) -> str:
+    """Of a row of the best temperature: "T = 1.20"."""
+    return f"T = {temperature_of(row['mu']):.2f}"
 
 
 def recommended(table: list[Row], held_out: bool) -> dict[str, Any]:
@@ -171,8 +173,9 @@ def recommended(table: list[Row], held_out: bool) -> dict[str, Any]:
         text = "What helps is not known: there are too few sequences for an interval; pass more data."
         return {"use": "warm start", "text": text, "row": None}
     if _above_0(temperature):
+        best = temperature_of(temperature["mu"])
         text = (
-            f"Keep your LoRA as it is, with temperature {1 / (1 + temperature['mu']):.2f} in place of 1 where you sample: "
+            f"Keep your LoRA as it is, with temperature {best:.2f} in place of 1 where you sample: "
             f"{_measured(temperature)} {how}. Steering is not shown to be better than that."
         )
         return {"use": "temperature", "text": text, "row": temperature}

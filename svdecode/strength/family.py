@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svdecode.constants import ALPHA, KL, PENALTY, Direction
 from svdecode.ops.setting import Setting
+from svdecode.strength.nll_curve import with_both_zeros
 
 TEMPERATURE = "temperature"
 """Not a steering direction, but what one must beat: delta = log p, so that the logits are multiplied by 1 + mu = 1 / T."""
@@ -41,7 +42,11 @@ class Family(NamedTuple):
     def coarse(self) -> Tensor:
         """(M,) float64: strengths of either sign, rising, for a first look; 0 twice (`svdecode.strength.nll_curve`)."""
         if self.direction == TEMPERATURE:
-            at = torch.tensor([1 / t - 1 for t in _TEMPERATURES], dtype=torch.float64)
-            return torch.cat([at[at < 0], at.new_zeros(2), at[at > 0]])
+            return with_both_zeros(torch.tensor([1 / t - 1 for t in _TEMPERATURES], dtype=torch.float64))
         half = torch.tensor(_STEPS_OF_4, dtype=torch.float64)
-        return torch.cat([-half.flip(0), half.new_zeros(2), half])
+        return with_both_zeros(torch.cat([-half, half]))
+
+
+def temperature_of(mu: float) -> float:
+    """The temperature that a strength of `TEMPERATURE` stands for."""
+    return 1 / (1 + mu)

@@ -108,6 +108,12 @@ class NLLCurve:
         return torch.where(at < 0, *halves)
 
 
+def with_both_zeros(mus: Tensor) -> Tensor:
+    """A curve's grid of strengths (N,): rising, each once, but 0 twice, as the end of each half."""
+    mus = mus[mus != 0].unique()
+    return torch.cat([mus[mus < 0], mus.new_zeros(2), mus[mus > 0]])
+
+
 def _interval(mus: Tensor, sums: Tensor, left: Tensor) -> tuple[Tensor, ...]:
     """Width (R,), and value, slope times width and curvature times width squared at both ends of interval `left`."""
     width = mus[left + 1] - mus[left]

@@ -8,7 +8,7 @@ from torch import Tensor
 from svdecode.strength.bootstrap import halves, minima_draws
 from svdecode.strength.estimators import ESTIMATORS
 from svdecode.strength.family import Family
-from svdecode.strength.nll_curve import NLLCurve
+from svdecode.strength.nll_curve import NLLCurve, with_both_zeros
 from svdecode.strength.token_statistics import GoldTokens, TokenStatistics
 
 CLOSE = 1e-4
@@ -47,5 +47,4 @@ def full_grid(family: Family, added: Tensor) -> Tensor:
         return coarse
     below, above = coarse[coarse < added[0]], coarse[coarse > added[-1]]
     kept = torch.cat([below[:1], below[-2:], above[:2], above[-1:]])
-    both = torch.cat([kept[kept != 0], added]).unique()
-    return torch.cat([both[both < 0], both.new_zeros(2), both[both > 0]])
+    return with_both_zeros(torch.cat([kept, added]))
