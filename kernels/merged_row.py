@@ -30,6 +30,11 @@ def _sum_and_two_maxima(x1, y1, z1, x2, y2, z2):
 
 
 @triton.jit
+def _sum(x1, x2):
+    return x1 + x2
+
+
+@triton.jit
 def _two_sums(x1, y1, x2, y2):
     return x1 + x2, y1 + y2
 
@@ -63,7 +68,7 @@ def merge_row(fields, used, maxima, WITH_KL: tl.constexpr, WIDTH: tl.constexpr):
         kl = tl.maximum(centre + (pre_max - pre_top) + tl.log(tl.div_rn(pre_total, total)), 0.0)
         kl = tl.where(pre_total < INF, kl, INF)  # not so where a tile's is +inf, whatever it is scaled by
     else:
-        centre = tl.sum(differences, 0) / total
+        centre = tl.reduce(differences, 0, _sum) / total  # tl.sum adds in another order in Triton's interpreter
     row = (maximum, 1.0 / total, pre_top, centre)
     return row, total, kl, top_excluded, is_valid(total, centre, pre_max)
 

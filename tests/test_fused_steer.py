@@ -82,6 +82,20 @@ def test_without_labels_and_kl(backend, device):
     assert_logprobs_close(out.logprobs, svdecode.fused_steer(pre.double(), ft.double(), 0.5).logprobs)
 
 
+@pytest.mark.parametrize("vocabulary", [9001, 50_257])
+def test_the_kl_changes_no_other_number(vocabulary, backend, device):
+    """To the bit: an operator that needs no KL, as optimal_strength, would otherwise give another mu_star."""
+    pre, ft = (x.to(device, torch.bfloat16) for x in model_rows(3, vocabulary, spread=2.0))
+    labels = ft.argmax(-1)
+    full = svdecode.fused_steer(pre, ft, 0.5, labels=labels, backend=backend)
+    mu_star, moments = svdecode.optimal_strength(pre, ft, labels, backend=backend)
+    assert torch.equal(full.mu_star, mu_star)
+    assert torch.equal(full.moments, moments)
+    without_kl = svdecode.fused_steer(pre, ft, 0.5, return_kl=False, backend=backend)
+    assert torch.equal(full.logprobs, without_kl.logprobs)
+    assert torch.equal(svdecode.fused_steer(pre, ft, 0.5, backend=backend).logprobs, without_kl.logprobs)
+
+
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "expanded", "padded", "permuted", "scattered"])
 def test_strided_rows(layout, backend, device):
     big = [x.float().to(device) for x in model_rows(3, 4, 2, 640)]
