@@ -47,6 +47,19 @@ def test_truncation(options, settings, backend, device):
     assert_same_draw(*draw(pre, ft, 0.8, uniform, backend, **rest), pre, ft, 0.8, uniform, rest)
 
 
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.2}])
+@pytest.mark.parametrize(("direction", "mu"), [("kl", 0.8), ("log_ratio", -1.0)])
+def test_the_oracle_allows_a_tie_in_another_order_and_nothing_else(direction, mu, options):
+    pre, ft = torch.tensor([[1.0, 1.0, 0.5]]), torch.tensor([[2.0, 2.0, 1.5]])
+    rest = {"temperature": 1.0, "alpha": 0.0, "penalty": -math.inf, "direction": direction, **options}
+    uniform = torch.tensor([0.3])
+    (first, logprobs), expected = draw(pre, ft, mu, uniform, "reference", **rest)
+    assert first.tolist() == [0]
+    assert_same_draw((first + 1, logprobs), expected, pre, ft, mu, uniform, rest)
+    with pytest.raises(AssertionError):
+        assert_same_draw((first + 2, logprobs), expected, pre, ft, mu, uniform, rest)
+
+
 @pytest.mark.parametrize("name", edge_rows())
 def test_edges(name, backend, device):
     pre, ft = (x.float().to(device) for x in edge_rows()[name])
