@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from svdecode.calibration.many_batches import ManyBatches
 from svdecode.calibration.statistics import BatchStatistics, GoldRows, batch_statistics, gold_rows
 from svdecode.common.distributed import gather, rank_and_size, total
 from svdecode.data.batches import numbered_batches
@@ -146,7 +147,8 @@ class _Rows:
 
 
 class _Reading(NamedTuple):
-    parts: list[tuple[BatchStatistics, list[tuple[int, bytes]]]]
+    statistics: BatchStatistics | None  # None where this process has no batch
+    digests: list[tuple[int, bytes]]
     whole: bool
 
 
@@ -155,58 +157,59 @@ def _read(
 ) -> _Reading:
     """This process's share of a reading that ends after `limit` gold tokens of all processes, or with the data."""
     rank, size = rank_and_size()
-    parts, seen, whole, start = [], 0, True, time.perf_counter()
+    batches, numbered, seen, whole, start = ManyBatches(), [], 0, True, time.perf_counter()
     with tqdm(rows, total=rows.batches.count, desc=progress, unit="batch", disable=progress is None or rank > 0) as bar:
         for found, digests in bar:
             if seen >= limit / size:
                 whole = False
                 break
             part = batch_statistics(found, mus, tokens)
-            parts.append((part, digests))
+            batches.add(part)
+            numbered += digests
             seen += int(part.gold.sum())
             bar.set_postfix_str(f"{seen} tokens, {seen / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
-    return _Reading(parts, whole)
+    return _Reading(batches.joined() if numbered else None, numbered, whole)
 
 
 def _joined(reading: _Reading, batches: Batches, mus: Mapping[Family, Tensor]) -> Collected:
     """All processes' parts, in the order of the data; sequences without a gold token are left out."""
     name = batches.name
-    own = sum(int(part.gold.sum()) for part, _ in reading.parts)
+    own = 0 if reading.statistics is None else int(reading.statistics.gold.sum())
     try:
         expected = int(total(torch.tensor(own, device=_collective_device())))
         readings = gather([reading])
     except RuntimeError as error:
         raise RuntimeError(f"a process of this run is gone, its share of {name} is lost: {error}") from error
-    parts = [part for one in readings for part in one.parts]
-    if expected == 0 and batches.max_length is not None and parts:
+    if expected == 0 and batches.max_length is not None and any(one.digests for one in readings):
         raise ValueError(
             f"no example of {name} has a token of its completion within max_length={batches.max_length}: "
             "use a larger max_length"
         )
     if expected == 0:
         raise ValueError(f"{name} has no labelled token: it is empty, or all labels are -100")
-    sequence = torch.cat([part.sequence for part, _ in parts])
-    gold = torch.cat([part.gold for part, _ in parts])
-    if int(gold.sum()) != expected:
-        raise RuntimeError(f"the processes saw {expected} tokens of {name} and passed on {int(gold.sum())}")
-    order = sequence.argsort(stable=True)
-    order = order[gold[order] > 0]
-    curves, own_values = {}, {}
-    for family, at in mus.items():
-        sums, ends, scored, tokens = zip(*(part.families[family] for part, _ in parts), strict=True)
+    together = ManyBatches()
+    for one in readings:
+        if one.statistics is not None:
+            together.add(one.statistics)
+    joined = together.joined()
+    if int(joined.gold.sum()) != expected:
+        raise RuntimeError(f"the processes saw {expected} tokens of {name} and passed on {int(joined.gold.sum())}")
+    order = joined.sequence.argsort(stable=True)
+    order = order[joined.gold[order] > 0]
+    curves, gold = {}, {}
+    for family, sums in joined.families.items():
         curves[family] = NLLCurve(
-            at, torch.cat(sums)[order], torch.cat(ends)[order], torch.cat(scored)[order], gold[order]
+            mus[family], sums.curve[order], sums.ends[order], sums.scored[order], joined.gold[order]
         )
-        if tokens[0] is not None:
-            joined = GoldTokens.concatenate(list(tokens))
-            broken = int((~joined.moments.isfinite().all(-1)).sum())
+        if sums.tokens is not None:
+            broken = int((~sums.tokens.moments.isfinite().all(-1)).sum())
             if broken:
                 raise ValueError(
                     f"the models' logits are NaN or infinite at {broken} of {expected} gold tokens of {name}"
                 )
-            own_values[family] = joined.select(joined.sequence.argsort(stable=True))
-    numbered = sorted(pair for _, digests in parts for pair in digests)
-    return Collected(curves, own_values, [digest for _, digest in numbered], all(one.whole for one in readings))
+            gold[family] = sums.tokens.select(sums.tokens.sequence.argsort(stable=True))
+    numbered = sorted(pair for one in readings for pair in one.digests)
+    return Collected(curves, gold, [digest for _, digest in numbered], all(one.whole for one in readings))
 
 
 class Batches:
