@@ -99,6 +99,6 @@ def draw_directions(axes: Axes, curves: dict[str, dict], temperature: dict) -> N
     reach = max(max(shown) - min(shown), SMALLEST_REACH)
     axes.set_ylim(min(shown) - 0.25 * reach, max(shown) + 0.6 * reach)
     axes.set_xlim(min(c["mus"][0] for c in curves.values()), max(c["mus"][-1] for c in curves.values()))
-    axes.set_xlabel("steering strength mu (0 = the warm start); mark: the best on the calibration data")
+    axes.set_xlabel("steering strength mu (0 = the warm start)\nmark: the best on the calibration data")
     axes.set_ylabel("NLL(mu) - NLL(0), nats per gold token")
     axes.legend(fontsize=8, loc="upper right")

@@ -144,7 +144,7 @@ def test_masks_never_leave_a_row_without_a_choice(llama):
     kept = (row > -math.inf).nonzero()[:, 0].tolist()
     outside = adapted.argsort(descending=True)[len(kept) :].tolist()
     allowed = outside[5:9]
-    llm = kit.engine(llama)
+    llm = kit.engine(llama, skip_tokenizer_init=False)  # bad words are words
 
     def first(**options):
         return kit.ask(llm, [prompt], kit.greedy(1, **options))[0].outputs[0].token_ids[0]
@@ -153,6 +153,8 @@ def test_masks_never_leave_a_row_without_a_choice(llama):
     assert first(allowed_token_ids=[*allowed, kept[0]]) == kept[0]
     assert first(logit_bias=dict.fromkeys(kept, -100.0)) in kept  # a bias is no mask: kept tokens stay above the floor
     assert first(min_tokens=1, stop_token_ids=kept, ignore_eos=False) == outside[0]
+    assert first(bad_words=[kit.word(token) for token in kept]) == outside[0]
+    assert first(bad_words=[kit.word(token) for token in outside]) == first()
     drawn = kit.ask(llm, [prompt], kit.greedy(1, temperature=1.0, n=64, allowed_token_ids=allowed))[0].outputs
     assert {output.token_ids[0] for output in drawn} <= set(allowed)
 
