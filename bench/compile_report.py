@@ -66,11 +66,16 @@ def text_of(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def lanes_of(pre: str, ft: str) -> int:
-    """Tokens that a load of a warp covers."""
+def _is_aligned(variant: Named) -> bool:
+    """Whether rows begin where loads of 16 bytes may; a kernel without the constant has no rows."""
+    return variant.constants.get("ALIGN") != 1
+
+
+def lanes_of(variant: Named, pre: str, ft: str) -> int:
+    """Tokens that a load of a warp covers: one for each thread where rows begin anywhere."""
     from svdecode.kernels.settings import LOAD_BYTES, WARP_THREADS
 
-    return WARP_THREADS * LOAD_BYTES // max(BYTES[pre], BYTES[ft])
+    return WARP_THREADS * (LOAD_BYTES // max(BYTES[pre], BYTES[ft]) if _is_aligned(variant) else 1)
 
 
 def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, dict, dict]:
@@ -81,7 +86,7 @@ def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, di
     types, aligned = {}, {}
     values = dict(variant.constants)
     if "LANES" in values:
-        values["LANES"] = lanes_of(pre, ft)
+        values["LANES"] = lanes_of(variant, pre, ft)
     constants = {(variant.kernel.arg_names.index(name),): value for name, value in values.items()}
     divisible = [["tt.divisibility", 16]]
     for index, name in enumerate(variant.kernel.arg_names):
@@ -94,7 +99,8 @@ def signature(variant: Named, pre: str, ft: str, levels: bool) -> tuple[dict, di
             )
             if not levels:
                 constants |= {(index, 0, 0): 1, (index, 0, 1): 1}
-            aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
+            if _is_aligned(variant):
+                aligned |= {(index, 1 + t, level): divisible for t in range(variant.tensors) for level in range(3)}
         elif name.endswith("_ptr"):
             logits = {"pre_ptr": pre, "ft_ptr": ft, "pre_grad_out_ptr": pre, "ft_grad_out_ptr": ft}
             types[name] = POINTERS[logits[name]] if name in logits else INTEGER_POINTERS.get(name, "*fp32")
@@ -129,7 +135,7 @@ def build(variant: Named, pre: str, ft: str, target: int, levels: bool = False) 
     types, constants, aligned = signature(variant, pre, ft, levels)
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=constants, attrs=aligned)
     streams = "LANES" in variant.constants
-    options = stream_launch(lanes_of(pre, ft)) if streams else LAUNCH
+    options = stream_launch(lanes_of(variant, pre, ft)) if streams else LAUNCH
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 

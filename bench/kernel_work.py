@@ -100,8 +100,15 @@ def _is_short(constants: dict) -> bool:
     return constants["DROP"] or constants["MODE"] == VECTOR.value
 
 
+def _statistics(constants: dict) -> Work:
+    """Of `row_statistics_kernel`; where rows begin anywhere it reads and fills token by token."""
+    if constants["ALIGN"] == 1:
+        return Work(SPLIT, singles=2, straight=True)
+    return Work(SPLIT, read=4, written=0 if constants["FILL"] is None else 4)
+
+
 STREAMS: dict[str, Callable[[dict], Work | None]] = {
-    "row_statistics_kernel": lambda c: Work(SPLIT, read=4, written=0 if c["FILL"] is None else 4),
+    "row_statistics_kernel": _statistics,
     "tile_maxima_kernel": lambda c: Work(SPLIT, read=2),
     "logits_gradient_kernel": lambda c: Work(SPLIT, read=4 if _is_short(c) or not c["DENSE"] else 8, written=4),
 }

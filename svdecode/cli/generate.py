@@ -129,7 +129,9 @@ def _ends(steered: PreTrainedModel, eos: int | None, turn: list[int]) -> list[in
 
 def _check_length(prompt: int, new: int, model: PreTrainedModel) -> None:
     """ValueError where a prompt and its answer are longer than the model's positions."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    from svdecode.models.reach import most_positions
+
+    limit = most_positions(model)
     if limit is not None and prompt + new > limit:
         raise ValueError(
             f"--max-new-tokens {new} after a prompt of length {prompt} is more than the model's {limit} positions: "

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-_OVERRIDES = "--hf-overrides"
 
 
 def serve(
@@ -40,59 +37,56 @@ def serve(
     from svdecode.serving.names import check_version
 
     check_version()
-    model, rest = _split(context.args)
     from svdecode.models.base_model import base_name, named_base
     from svdecode.models.loading import check_adapter_folder
     from svdecode.serving.bundled import bundled_folder
     from svdecode.serving.engine import engine_args
 
     check_adapter_folder(adapter)
-    served_name = base_name(model, adapter)
-    model = model or named_base(adapter)
-    overrides, rest = _take_overrides(rest)
-    options: dict[str, Any] = {"hf_overrides": overrides, "trust_remote_code": "--trust-remote-code" in rest}
-    options["enable_lora"] = "--enable-lora" in rest
+    given, model = _parsed(context.args)
+    if model is None:
+        given.served_model_name = given.served_model_name or [base_name(None, adapter)]
+        model = named_base(adapter) or str(bundled_folder())
+    options = {name: getattr(given, name) for name in _READ}
     arguments = engine_args(
-        str(bundled_folder()) if model is None else model,
-        adapter,
-        mu=mu,
-        alpha=alpha,
-        penalty=penalty,
-        direction=direction,
-        floor=floor,
-        **options,
+        model, adapter, mu=mu, alpha=alpha, penalty=penalty, direction=direction, floor=floor, **options
     )
     overrides = arguments["hf_overrides"]
     print(f"svdecode: {overrides['architectures'][0]}, {overrides['svdecode']}", file=sys.stderr)
-    from vllm.entrypoints.launchers.api_server.entry import main
-
-    named = ["--served-model-name", served_name] if model is None and not _has(rest, "--served-model-name") else []
-    sys.argv = ["svdecode serve", "--model", arguments["model"], *named, *rest, _OVERRIDES, json.dumps(overrides)]
-    main()
+    for name, value in arguments.items():
+        setattr(given, name, value)
+    _run(given)
 
 
-def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the model, or None; the options of vLLM): what does not begin with a dash comes first."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], list(arguments[1:])
-    return None, list(arguments)
+_READ = ("hf_overrides", "trust_remote_code", "enable_lora", "revision", "tokenizer", "model_impl", "load_format")
+"""The options of vLLM that `engine_args` reads."""
 
 
-def _has(arguments: Sequence[str], name: str) -> bool:
-    return any(word == name or word.startswith(f"{name}=") for word in arguments)
+def _parsed(arguments: Sequence[str]) -> tuple[Any, str | None]:
+    """(vLLM's options as its own parser reads them, the model or None)."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="svdecode serve"))
+    given = parser.parse_args(list(arguments))
+    named = None if given.model == parser.get_default("model") else given.model
+    if given.model_tag is not None and named is not None:
+        raise ValueError(f"two models are named, {given.model_tag} and --model {named}: name one")
+    return given, given.model_tag or named
 
 
-def _take_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The user's own --hf-overrides, and the other arguments."""
-    found, rest, words = {}, [], iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name != _OVERRIDES:
-            rest.append(word)
-            continue
-        value = value if equals else next(words, "")
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"{_OVERRIDES} must be JSON, got {value!r}: {error}") from None
-    return found, rest
+def _run(given: Any) -> None:
+    """As vLLM's own entry point, which reads the command line."""
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+
+    from svdecode.serving.requests import refuse_lost_strengths
+
+    cli_env_setup()
+    configure_logging_from_args(given)
+    validate_parsed_serve_args(given)
+    refuse_lost_strengths()
+    uvloop.run(run_server(given))

@@ -9,6 +9,7 @@ from svdecode.data.batches import prompt_ids
 from svdecode.data.chat import labelled_tokens
 from svdecode.evaluation.tasks.base import CHOICES, TOKENS, Question, Task
 from svdecode.models.adapters import causal_lm_of
+from svdecode.models.reach import most_positions
 
 MAX_LENGTH = 512
 """Tokens of a window of plain text (paper: length 512)."""
@@ -41,18 +42,14 @@ def encode_items(
     return found
 
 
-def positions(model: object) -> int | None:
-    """How many tokens a model takes, None where its config does not say."""
-    return getattr(causal_lm_of(model).config.get_text_config(), "max_position_embeddings", None)
-
-
 def window(model: object) -> int:
     """Tokens of a window of plain text: MAX_LENGTH, or what the model takes."""
-    return min(MAX_LENGTH, positions(model) or MAX_LENGTH)
+    return min(MAX_LENGTH, most_positions(causal_lm_of(model)) or MAX_LENGTH)
 
 
-def check_length(items: list[Item], limit: int | None, extra: int) -> None:
-    """ValueError where prompt and answer, or prompt and `extra` new tokens, do not fit a model of `limit` positions."""
+def check_length(items: list[Item], model: object, extra: int) -> None:
+    """ValueError where prompt and answer, or prompt and `extra` new tokens, are more than the model's positions."""
+    limit = most_positions(causal_lm_of(model))
     longest = max(len(item.prompt) + max(map(len, item.answers), default=extra) for item in items)
     if limit is not None and longest > limit:
         raise ValueError(f"the longest prompt with its answer has {longest} tokens, the model takes {limit}")

@@ -16,7 +16,7 @@ from svdecode.data.sources import read_rows
 from svdecode.data.splits import prompt_key
 from svdecode.evaluation.figures import plot_report
 from svdecode.evaluation.generation import DECODINGS
-from svdecode.evaluation.items import check_length, chunks, encode_items, positions, window
+from svdecode.evaluation.items import check_length, chunks, encode_items, window
 from svdecode.evaluation.judge import Judge
 from svdecode.evaluation.records import Records
 from svdecode.evaluation.report import Report, summarise, usual_answers
@@ -106,7 +106,7 @@ def evaluate(
     shots = None if few_shot is None else read_rows(few_shot)
     items = encode_items(chosen, chosen.questions(rows, shots), tokenizer, limit, window(model))
     new_tokens = max_new_tokens or chosen.max_new_tokens
-    check_length(items, positions(model), new_tokens)
+    check_length(items, model, new_tokens)
     systems = select_systems(chosen, model, pretrained, mu, log_ratio_mu, alpha, penalty, estimators, ablations)
     names = named(chosen, systems, decodings)
     label = name or str(getattr(causal_lm_of(model).config, "_name_or_path", "") or type(model).__name__)

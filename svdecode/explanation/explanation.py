@@ -17,6 +17,7 @@ from svdecode.decoding.generate import end_tokens, generate
 from svdecode.explanation.page import page
 from svdecode.explanation.steps import Candidate, Step, greedy_steps, setting_of
 from svdecode.explanation.token_texts import Token, TokenTexts
+from svdecode.models.reach import most_positions
 from svdecode.models.steered_model import SteeredModel
 from svdecode.ops import validation
 from svdecode.ops.setting import Setting
@@ -164,9 +165,9 @@ def explain(
     validation.check_count("max_new_tokens", max_new_tokens)
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}")
-    config = steered.config.get_text_config(decoder=True)
-    prompt = _prompt_ids(prompt_or_ids, tokenizer, config.vocab_size)
-    limit = getattr(config, "max_position_embeddings", None)
+    vocabulary = steered.config.get_text_config(decoder=True).vocab_size
+    prompt = _prompt_ids(prompt_or_ids, tokenizer, vocabulary)
+    limit = most_positions(steered)
     if limit is not None and len(prompt) + max_new_tokens > limit:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} after a prompt of {len(prompt)} tokens is more than the model's {limit} "
@@ -189,7 +190,7 @@ def explain(
         setting=setting,
         mode=steered.mode,
         model=Path(getattr(steered.config, "name_or_path", "")).name or type(steered).__name__,
-        vocabulary=config.vocab_size,
+        vocabulary=vocabulary,
     )
 
 

@@ -107,9 +107,12 @@ def load_model(
 
 
 def _check_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str | Path | None) -> None:
-    """ValueError where a tokenizer that came with an adapter has tokens for which the model has no embedding."""
     embeddings: Any = model.get_input_embeddings()
-    size = embeddings.weight.shape[0]
+    check_tokenizer_size(tokenizer, embeddings.weight.shape[0], adapter)
+
+
+def check_tokenizer_size(tokenizer: PreTrainedTokenizerBase, size: int, adapter: str | Path | None) -> None:
+    """ValueError where a tokenizer that came with an adapter has more tokens than the model's `size` embeddings."""
     if has_tokenizer(adapter) and len(tokenizer) > size:
         raise ValueError(
             f"the tokenizer in {adapter} has {len(tokenizer)} tokens, the model {size}: "

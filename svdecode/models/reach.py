@@ -24,6 +24,11 @@ def _text_config(model: PreTrainedModel) -> object:
     return model.config.get_text_config(decoder=True)
 
 
+def most_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a model takes; None where its configuration does not say."""
+    return getattr(_text_config(model), "max_position_embeddings", None)
+
+
 def keeps_keys_and_values(model: PreTrainedModel) -> bool:
     """Whether all layers of a model's cache do: state-space layers do not."""
     layers = DynamicCache(config=_text_config(model)).layers

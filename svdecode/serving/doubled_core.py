@@ -27,7 +27,8 @@ def double_core(model: nn.Module) -> None:
     """Exchange the forward of a model's decoder in place.
 
     Raises:
-        ValueError: no module that vLLM compiles holds the attention layers, or its forward takes arguments that are unknown.
+        ValueError: no module that vLLM compiles holds the attention layers. Tensors that its forward takes and that are not
+            known raise one too, in its first forward, before the engine has started.
     """
     core = _core_of(model)
     core.__class__ = _doubled(type(core))
@@ -61,6 +62,11 @@ def _run(forward: Callable[..., Any], core: nn.Module, inputs: dict[str, Any]) -
     """A decoder's own forward on twice the tokens."""
     for name, value in inputs.items():
         if isinstance(value, Tensor):
+            if name not in _TOKENS:
+                raise ValueError(
+                    f"vLLM's {type(core).__name__} takes {name}, which may be one per token or not: steer this model in "
+                    "transformers (svdecode.steer)"
+                )
             inputs[name] = twice(value, _TOKENS[name])
         elif isinstance(value, IntermediateTensors):
             inputs[name] = _each(as_rows, value)

@@ -9,10 +9,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from svdecode.common.text import first_line
 from svdecode.constants import Direction
+from svdecode.models.loading import check_tokenizer_size, has_tokenizer, load_tokenizer
 from svdecode.models.reach import counts_experts
 from svdecode.ops.setting import Setting
 from svdecode.serving import saved_adapter
-from svdecode.serving.engine_config import RECURRENT
+from svdecode.serving.engine_config import PAST_LOADING, RECURRENT
 from svdecode.serving.names import KEY, PREFIX, TRANSFORMERS_BACKEND, check_version
 from svdecode.serving.registration import register
 from svdecode.serving.settings import Served
@@ -42,7 +43,8 @@ def engine_args(
         direction: "kl" or "log_ratio". None follows the calibration, else it is "kl".
         floor: whether tokens outside the kept set keep the adapted model's order, some 1000 nats below it, for masks that
             forbid all kept tokens. With False they have -inf.
-        engine: vLLM's own arguments, passed on. `hf_overrides`, a dictionary, is kept and added to.
+        engine: vLLM's own arguments, passed on. `hf_overrides`, a dictionary, is kept and added to. `tokenizer` is the one that
+            was saved beside the adapter, where there is one and no other is named.
 
     Raises:
         ValueError: the adapter, the model or a setting cannot be served; the sentence says what to do. What only vLLM's whole
@@ -54,6 +56,13 @@ def engine_args(
     saved_adapter.check(folder)
     if engine.get("enable_lora"):
         raise ValueError("a steered model cannot be served with enable_lora: it has its own adapter")
+    if engine.get("model_impl") not in (None, "auto"):
+        raise ValueError(
+            f"a steered model cannot be served with model_impl={engine['model_impl']!r}: svdecode chooses vLLM's own class, or "
+            "the one around transformers"
+        )
+    if engine.get("load_format") in PAST_LOADING:
+        raise ValueError(f"load_format={engine['load_format']!r} loads no adapter: use safetensors")
     overrides = engine.pop("hf_overrides", None) or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"hf_overrides must be a dictionary, got {type(overrides).__name__}")
@@ -61,6 +70,9 @@ def engine_args(
     config = _config(str(model), bool(engine.get("trust_remote_code")), engine.get("revision"))
     saved_adapter.check_layers(folder, config)
     served = Served(folder.absolute(), setting, floor)
+    if engine.get("tokenizer") is None and has_tokenizer(folder):
+        check_tokenizer_size(load_tokenizer(adapter=folder), config.get_text_config().vocab_size, folder)
+        engine["tokenizer"] = str(folder.absolute())
     return {
         "model": str(model),
         **engine,

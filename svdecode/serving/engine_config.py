@@ -12,6 +12,9 @@ from svdecode.serving.settings import Served
 DRAFTS = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Ways of speculation that do not read the hidden states, which are twice as wide."""
 
+PAST_LOADING = ("dummy", "ipc_cache", "modelexpress", "runai_streamer_sharded", "sharded_state", "tensorizer")
+"""Ways of loading that fill a model's parameters past `load_weights`, which reads the adapter."""
+
 _LOGGER = logging.getLogger("vllm.svdecode")  # below vLLM's own, which has a handler
 _IN_TRANSFORMERS = "steer this model in transformers (svdecode.steer)"
 RECURRENT = f"recurrent layers, which keep one state and not two: {_IN_TRANSFORMERS}"
@@ -31,6 +34,8 @@ def prepare(vllm_config: Any) -> None:
     why = _why_not(vllm_config)
     if why is not None:
         raise ValueError(f"a steered model cannot be served with {why}")
+    # It counts T tokens where a layer gives it 2T.
+    vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
     # vLLM's compile cache knows a model by its configuration, and this is part of it.
     vllm_config.additional_config[KEY] = saved_adapter.digest(served.adapter)
     if vllm_config.speculative_config is not None and not vllm_config.use_v2_model_runner:
@@ -62,6 +67,16 @@ def _why_not(vllm_config: Any) -> str | None:
         return f"images or sound: {_IN_TRANSFORMERS}"
     if model.runner_type != "generate":
         return f"the runner {model.runner_type!r}: it generates"
+    if vllm_config.aux_output_config.enable_return_routed_experts:
+        return "--enable-return-routed-experts: it would give those of both models' tokens as one model's"
+    if vllm_config.load_config.load_format in PAST_LOADING:
+        return f"--load-format {vllm_config.load_config.load_format}, which loads no adapter: use safetensors"
+    if vllm_config.kv_transfer_config is not None:
+        return "a store of keys and values outside the engine, whose entries do not name the adapter"
+    if vllm_config.cache_config.kv_sharing_fast_prefill:
+        return "--kv-sharing-fast-prefill, which counts half the tokens"
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        return "context parallelism, which would mix the heads of both streams: use tensor parallelism"
     if model.is_moe and (parallel.data_parallel_size > 1 or parallel.enable_expert_parallel):
         return (
             "experts spread by data or expert parallelism, whose buffers hold half the tokens: use tensor parallelism"

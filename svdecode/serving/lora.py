@@ -135,6 +135,9 @@ def _attach(layer: LinearBase, a: Tensor, b: Tensor) -> None:
     layer.register_buffer(_A, a, persistent=False)
     layer.register_buffer(_B, b, persistent=False)
     layer.requires_unquantized_input = True  # as vLLM's own LoRA layers
+    for name in list(vars(layer)):  # kernels of a router that pass the quantization method by
+        if name.startswith("allow_") and name.endswith("_gemm"):
+            setattr(layer, name, False)
     assert layer.quant_method is not None
     layer.quant_method = _with_lora(type(layer.quant_method))(layer.quant_method)
 

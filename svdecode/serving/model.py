@@ -77,6 +77,7 @@ def steered_class(cls: Any) -> type[nn.Module]:
             double_core(self)
             self._served = Served.of(config)
             self._strengths = Strengths.of(vllm_config)
+            self._has_adapter = False
 
         @property
         def compute_logits_local(self) -> None:
@@ -89,11 +90,14 @@ def steered_class(cls: Any) -> type[nn.Module]:
             loaded = super().load_weights(weights)
             count = put_adapter(self, self._served.adapter, self.config)
             fill_sinks(self)
+            self._has_adapter = True
             logger.info("svdecode: LoRA on %d layers, %s", count, self._served.setting)
             return loaded
 
         def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
             """(n, 2H) to (n, V) float32 log-probs; None on ranks that have no logits."""
+            if not self._has_adapter:
+                raise RuntimeError("the adapter was not loaded: vLLM has filled this model without its load_weights")
             logits = super().compute_logits(as_rows(hidden_states), *args, **kwargs)
             if logits is None:
                 return None
@@ -103,8 +107,9 @@ def steered_class(cls: Any) -> type[nn.Module]:
 
         def get_model_state_cls(self) -> type:
             """Model runner V2."""
-            inherited = getattr(cls, "get_model_state_cls", None)
-            return steered_state() if inherited is None else steered_state(inherited(self))
+            if not hasattr(cls, "get_model_state_cls"):
+                return steered_state()
+            return steered_state(super().get_model_state_cls())
 
     Steered.__name__ = Steered.__qualname__ = PREFIX + cls.__name__
     return Steered

@@ -40,7 +40,7 @@ def own_strength(params: SamplingParams | None) -> float | None:
         return None
     if isinstance(mu, bool) or not isinstance(mu, int | float) or not math.isfinite(mu) or abs(mu) > _LARGEST:
         raise ValueError(f"{MU} must be a finite number, got {mu!r}")
-    if params is not None and params.prompt_logprobs is not None:
+    if params is not None and (params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None):
         raise ValueError(f"prompt_logprobs are those of the server's own strength: leave {MU} or prompt_logprobs out")
     return float(mu)
 

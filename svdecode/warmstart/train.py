@@ -29,6 +29,7 @@ from svdecode.data.examples import check_examples
 from svdecode.data.splits import Splits
 from svdecode.models.adapters import adapter_fingerprint
 from svdecode.models.loading import load_adapter
+from svdecode.models.reach import most_positions
 from svdecode.warmstart.folder import (
     CHECKPOINTS,
     check_output,
@@ -248,7 +249,7 @@ def _encoded(
     if not rows:
         raise ValueError(f"no example has a token of its completion within max_length={settings.max_length}")
     longest = max(len(row["input_ids"]) for row in rows) + (settings.virtual_tokens or 0)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or longest
+    limit = most_positions(model) or longest
     if longest > limit:
         raise ValueError(
             f"max_length={settings.max_length} lets through {longest} positions (virtual tokens included), "

@@ -154,7 +154,7 @@ def test_masks_never_leave_a_row_without_a_choice(llama):
     assert first(logit_bias=dict.fromkeys(kept, -100.0)) in kept  # a bias is no mask: kept tokens stay above the floor
     assert first(min_tokens=1, stop_token_ids=kept, ignore_eos=False) == outside[0]
     assert first(bad_words=[kit.word(token) for token in kept]) == outside[0]
-    assert first(bad_words=[kit.word(token) for token in outside]) == first()
+    assert first(bad_words=[kit.word(token) for token in outside[:100]]) == first()
     drawn = kit.ask(llm, [prompt], kit.greedy(1, temperature=1.0, n=64, allowed_token_ids=allowed))[0].outputs
     assert {output.token_ids[0] for output in drawn} <= set(allowed)
 
@@ -173,10 +173,18 @@ def test_weights_that_are_loaded_again(llama):
     """As after a sleep that has dropped them."""
     inputs = kit.prompts()
     llm = kit.engine(llama)
-    before = [output.outputs[0].token_ids for output in kit.ask(llm, inputs)]
+
+    def answers():
+        llm.reset_prefix_cache()
+        return [output.outputs[0].token_ids for output in kit.ask(llm, inputs)]
+
+    before = answers()
+    for layer in llm.llm_engine.model_executor.driver_worker.worker.model_runner.model.modules():
+        if hasattr(layer, "svdecode_b"):
+            layer.svdecode_b.zero_()
+    assert answers() != before
     llm.collective_rpc("reload_weights")
-    llm.reset_prefix_cache()
-    assert [output.outputs[0].token_ids for output in kit.ask(llm, inputs)] == before
+    assert answers() == before
 
 
 def test_the_cache_has_both_streams(llama):

@@ -9,9 +9,11 @@ import pytest
 import vllm
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
+from vllm import LLM
 from vllm.engine.arg_utils import EngineArgs
 
-from svdecode.serving import engine_args, names
+from svdecode.serving import engine_args, engine_config, names
+from svdecode.serving.engine_config import prepare
 
 
 @pytest.fixture
@@ -48,6 +50,43 @@ def test_lora_of_vllm(llama):
     arguments = engine_args(llama, llama / "lora", mu=0.5, **kit.small())
     with pytest.raises(ValueError, match="has its own adapter"):
         EngineArgs(**arguments, enable_lora=True).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"load_format": "sharded_state"}, "load_format='sharded_state' loads no adapter"),
+        ({"model_impl": "transformers"}, "model_impl='transformers': svdecode chooses"),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "do not name the adapter"),
+        ({"kv_sharing_fast_prefill": True}, "counts half the tokens"),
+        ({"enable_return_routed_experts": True}, "those of both models' tokens"),
+    ],
+)
+def test_options_that_break_the_doubling(llama, options, words):
+    with pytest.raises(ValueError, match=words):
+        configured(llama, **options)
+
+
+def test_context_parallelism(llama):
+    config = configured(llama)
+    config.parallel_config.decode_context_parallel_size = 2
+    with pytest.raises(ValueError, match="context parallelism, which would mix the heads"):
+        prepare(config)
+
+
+def test_weights_that_are_loaded_past_the_adapter(llama):
+    arguments = engine_args(llama, llama / "lora", mu=0.5, **kit.small())
+    with pytest.raises(ValueError, match="--load-format dummy, which loads no adapter"):
+        EngineArgs(**arguments, load_format="dummy").create_engine_config()
+
+
+@pytest.mark.engine
+def test_a_way_of_loading_that_nobody_knows(llama, monkeypatch):
+    """Without the adapter both streams would be the pre-trained model."""
+    monkeypatch.setattr(engine_config, "PAST_LOADING", ())
+    arguments = engine_args(llama, llama / "lora", mu=0.5, **kit.small())
+    with pytest.raises(RuntimeError, match="the adapter was not loaded"):
+        kit.ask(LLM(**arguments, load_format="dummy"), kit.prompts())
 
 
 def test_heads_that_draft(llama):

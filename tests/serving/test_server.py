@@ -138,6 +138,15 @@ def test_a_request_has_its_own_strength(server, wanted):
     assert server.complete(prompt)["token_ids"] == wanted[2, kit.MU][0]
 
 
+def test_beams_that_would_lose_their_strength(server):
+    beams = {"use_beam_search": True, "n": 2, "best_of": 2}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        server.complete(kit.prompts()[0], mu=0.3, **beams)
+    assert error.value.code == 400
+    assert "beams have the server's own strength" in error.value.read().decode()
+    assert server.complete(kit.prompts()[0], **beams)["token_ids"] is not None
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
