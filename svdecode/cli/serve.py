@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+_READ = ("hf_overrides", "trust_remote_code", "enable_lora", "revision", "tokenizer", "model_impl", "load_format")
+"""The options of vLLM that `engine_args` reads."""
+
 
 def serve(
     context: typer.Context,
@@ -37,16 +40,17 @@ def serve(
     from svdecode.serving.names import check_version
 
     check_version()
-    from svdecode.models.base_model import base_name, named_base
-    from svdecode.models.loading import check_adapter_folder
+    from svdecode.models.base_model import named_base
+    from svdecode.models.loading import BUNDLED_NAME, check_adapter_folder
     from svdecode.serving.bundled import bundled_folder
     from svdecode.serving.engine import engine_args
 
     check_adapter_folder(adapter)
     given, model = _parsed(context.args)
+    model = model or named_base(adapter)
     if model is None:
-        given.served_model_name = given.served_model_name or [base_name(None, adapter)]
-        model = named_base(adapter) or str(bundled_folder())
+        given.served_model_name = given.served_model_name or [BUNDLED_NAME]
+        model = str(bundled_folder())
     options = {name: getattr(given, name) for name in _READ}
     arguments = engine_args(
         model, adapter, mu=mu, alpha=alpha, penalty=penalty, direction=direction, floor=floor, **options
@@ -56,10 +60,6 @@ def serve(
     for name, value in arguments.items():
         setattr(given, name, value)
     _run(given)
-
-
-_READ = ("hf_overrides", "trust_remote_code", "enable_lora", "revision", "tokenizer", "model_impl", "load_format")
-"""The options of vLLM that `engine_args` reads."""
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str | None]:
