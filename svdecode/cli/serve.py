@@ -59,7 +59,17 @@ def serve(
     print(f"svdecode: {overrides['architectures'][0]}, {overrides['svdecode']}", file=sys.stderr)
     for name, value in arguments.items():
         setattr(given, name, value)
+    given.dtype = _dtype(given.dtype)
     _run(given)
+
+
+def _dtype(given: str) -> str:
+    """vLLM's "auto" is bfloat16 for most models, which a CPU without AVX-512 computes many times more slowly than float32."""
+    import torch
+    from vllm.platforms import current_platform
+
+    slow = given == "auto" and current_platform.is_cpu() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return "float32" if slow else given
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[Any, str | None]:

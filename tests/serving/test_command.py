@@ -6,6 +6,7 @@ import shutil
 
 import kit
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from svdecode.cli import serve
@@ -74,3 +75,11 @@ def test_the_tokenizer_beside_the_adapter(llama, options):
     large.save_pretrained(llama / "lora")
     with pytest.raises(ValueError, match="has 520 tokens, the model 512"):
         options(*words)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX2", "float32"), ("AVX512", "auto")])
+def test_the_dtype_that_the_cpu_is_fast_at(llama, options, monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    words = [llama, "--adapter", llama / "lora", "--mu", "0.7"]
+    assert options(*words).dtype == dtype
+    assert options(*words, "--dtype", "bfloat16").dtype == "bfloat16"
