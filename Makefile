@@ -80,8 +80,9 @@ test-serving: $(SERVING)/.ready
 	$(SERVING)/bin/pytest -p no:logging --confcutdir=tests/serving tests/serving
 
 # The bundled model with the demo's LoRA, which is trained where it is missing, behind vLLM's server.
+# Eager: compiling takes 3 minutes, and gains little on a CPU.
 serve: $(SERVING)/.ready demo-output/adapter/svdecode.json
-	VLLM_CPU_KVCACHE_SPACE=1 $(SERVING)/bin/svdecode serve --adapter demo-output/adapter --max-model-len 2048
+	VLLM_CPU_KVCACHE_SPACE=1 $(SERVING)/bin/svdecode serve --adapter demo-output/adapter --max-model-len 2048 --enforce-eager
 
 demo-output/adapter/svdecode.json: | env
 	$(BIN)/svdecode demo
