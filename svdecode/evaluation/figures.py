@@ -104,7 +104,7 @@ def draw_differences(axes: Axes, names: Sequence[str], found: dict[str, dict], v
     shown = [(row, name) for row, name in enumerate(names) if name in values]
     right.set_ylim(len(names) - 0.4, -0.6)
     right.set_yticks([row for row, _ in shown], [f"{values[name]['mean']:.3f}" for _, name in shown], fontsize=8)
-    right.tick_params(length=0)
+    right.tick_params(length=0, pad=8)  # past the arrows at the edge
     right.set_title("mean", loc="right", fontsize=8)
 
 

@@ -6,8 +6,11 @@ import kit
 import pytest
 import torch
 
+from svdecode.serving.names import MU
+
 pytestmark = pytest.mark.engine
 
+STRENGTHS = (0.3, 2.0, -1.0, 0.7, 1.2, 5.0, -0.5)  # of the kit's prompts
 ADAPTERS = {
     "rank-stabilised": {"use_rslora": True, "r": 8},
     "ranks and alphas of their own": {
@@ -27,10 +30,16 @@ def two_cores(monkeypatch, _seed):
 
 
 def check(folder, **options):
+    """With the server's strength, and with each request's own."""
     inputs = kit.prompts()
-    steered = kit.in_transformers(folder)
+    steered, llm = kit.in_transformers(folder), kit.engine(folder, **options)
     wanted = [kit.reference(steered, prompt) for prompt in inputs]
-    kit.assert_equal(kit.ask(kit.engine(folder, **options), inputs), wanted)
+    kit.assert_equal(kit.ask(llm, inputs), wanted)
+    own = [kit.greedy(extra_args={MU: mu}) for mu in STRENGTHS]
+    for place, mu in enumerate(STRENGTHS):
+        steered.mu = mu
+        wanted[place] = kit.reference(steered, inputs[place])
+    kit.assert_equal(kit.ask(llm, inputs, own), wanted)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import urllib.request
 
 import kit
 import pytest
+import torch
 
 from svdecode.serving.names import MU
 
@@ -171,10 +173,18 @@ def test_many_at_a_time(server, wanted):
     assert found == [wanted[one][0] for one in asked]
 
 
-def test_a_grammar(server):
+def test_a_grammar(server, folder):
     """Words that steering would not choose: the adapted model's order decides between them."""
-    choice = server.complete(kit.prompts()[1], structured_outputs={"choice": ["w17", "w23"]}, ignore_eos=False)
-    assert choice["text"].split()[0] in ("w17", "w23")
+    prompt = kit.prompts()[1]
+    ids = torch.tensor([prompt])
+    steered = kit.in_transformers(folder)(input_ids=ids).logits[0, -1]
+    adapted = kit.in_transformers(folder, alpha=0.0, mu=0.0)(input_ids=ids).logits[0, -1]
+    words = (17, 23)
+    assert all(steered[word] == -math.inf for word in words)
+    choice = server.complete(
+        prompt, structured_outputs={"choice": [kit.word(word) for word in words]}, ignore_eos=False
+    )
+    assert choice["text"].split()[0] == kit.word(max(words, key=lambda word: adapted[word].item()))
 
 
 def test_a_client_that_leaves(server, wanted):
